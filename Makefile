@@ -1,0 +1,47 @@
+# `make demo` and `make test` need nothing but Python 3.10 to 3.13, make and a package index.
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
+METADATA := setup.cfg pyproject.toml
+
+# TensorFlow has no wheels outside this range. Each candidate is run, for some are only shims.
+IN_RANGE := import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
+
+.PHONY: demo test lint soak benchmark clean
+.DEFAULT_GOAL := test
+
+$(VENV)/.created:
+	@for candidate in $(CANDIDATES); do \
+	    if $$candidate -c '$(IN_RANGE)' >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo 'Python 3.10 to 3.13 is needed.' >&2; exit 1; fi; \
+	$$found -m venv $(VENV)
+	@touch $@
+
+# One stamp for each extra: a second run installs nothing until the metadata change.
+$(VENV)/.installed-%: $(METADATA) | $(VENV)/.created
+	$(PIP) install --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo
+	$(PYTHON) examples/digits.py
+
+test: lint
+	$(PYTHON) -m pytest -n 2
+
+lint: $(VENV)/.installed-test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+soak: $(VENV)/.installed-test
+	HYPOTHESIS_PROFILE=soak $(PYTHON) -m pytest -m soak
+
+benchmark: $(VENV)/.installed-test
+	$(PYTHON) benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""Exports Keras 3 models and TensorFlow trackables as SavedModels.
+
+Importing this package is light: TensorFlow is imported with the first use of a name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from keras_export.errors import ExportError as ExportError
+
+if TYPE_CHECKING:
+    from keras_export.attributes import StrippedAttributes as StrippedAttributes
+    from keras_export.attributes import strip_default_attributes as strip_default_attributes
+    from keras_export.exporter import Exporter as Exporter
+    from keras_export.exporter import Snapshot as Snapshot
+    from keras_export.exporter import export as export
+    from keras_export.exporter import save as save
+    from keras_export.reports import ExportReport as ExportReport
+    from keras_export.reports import Signature as Signature
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it; imported on first use (PEP 562).
+_HOMES = {
+    "ExportReport": "keras_export.reports",
+    "Exporter": "keras_export.exporter",
+    "Signature": "keras_export.reports",
+    "Snapshot": "keras_export.exporter",
+    "StrippedAttributes": "keras_export.attributes",
+    "export": "keras_export.exporter",
+    "save": "keras_export.exporter",
+    "strip_default_attributes": "keras_export.attributes",
+}
+
+__all__ = ["ExportError", "SaveOptions", "__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SaveOptions":
+        import tensorflow as tf
+
+        return tf.saved_model.SaveOptions
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

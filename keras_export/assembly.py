@@ -1,0 +1,439 @@
+"""The order of the steps from a live object to an assembled artifact.
+
+In: an `ExportRequest`, what the user asked for. Out: a `Plan`, everything that an artifact needs
+but the values: the bytes of `saved_model.pb`, the keys of the checkpoint, the assets. The
+invariant: all that can be refused is refused here, before a file is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from keras_export import (
+    canonical,
+    functions,
+    gradients,
+    keras_models,
+    metagraph,
+    resources,
+    signatures,
+    tracking,
+    variables,
+    wrappers,
+)
+from keras_export import tf_internals as tfi
+from keras_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    GraphModeError,
+    InsideFunctionError,
+    MissingAssetError,
+    NotTrackableError,
+    UnsupportedError,
+    failure,
+)
+from keras_export.reports import Signature
+
+SERVE_KEY = "serve"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be exported, and how; `exporter` documents each field.
+
+    Attributes:
+        for_serving: whether the loaded object is flat: endpoints and lists of variables alone.
+    """
+
+    obj: Any
+    signatures: Any = None
+    options: Any = None
+    for_serving: bool = False
+    input_signature: Any = None
+    names: str = "layers"
+    output_names: Any = None
+    include_optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An assembled artifact without its values.
+
+    Attributes:
+        meta_graph: the bytes of `saved_model.pb` and the assets.
+        checkpoint: where the values come from and what they are called.
+        signatures: how to call the artifact.
+        notes: what the user should know.
+        seconds: time of `trace` and `assemble`.
+        options: the options that concern writing.
+        held: objects that must live as long as the plan.
+    """
+
+    meta_graph: metagraph.MetaGraph
+    checkpoint: variables.CheckpointPlan
+    signatures: Mapping[str, Signature]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    options: Any
+    held: Any = field(repr=False, default=None)
+
+
+def assemble(request: ExportRequest) -> Plan:
+    """Traces what is not traced yet and assembles the artifact.
+
+    Raises:
+        ExportError: one of its kinds, for anything that cannot be exported.
+    """
+    options = _checked_options(request.options)
+    _refuse_context()
+    _refuse_untrackable(request.obj)
+    root = "model" if tracking.is_keras_layer(request.obj) else "obj"
+    started = time.perf_counter()
+    tracked = _track(request)
+    signatures.refuse_reserved_attribute(tracked, root)
+    found = _find_signatures(request, tracked)
+    traced = time.perf_counter()
+    contents = _contents(request, tracked, found, options, root)
+    assembled = metagraph.assemble(contents)
+    return Plan(
+        assembled,
+        contents.checkpoint,
+        {key: _described(signature) for key, signature in sorted(found.signatures.items())},
+        tuple(dict.fromkeys([*tracked.notes, *found.notes])),
+        {"trace": traced - started, "assemble": time.perf_counter() - traced},
+        options,
+        tracked,
+    )
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+def _checked_options(options: Any) -> Any:
+    options = tf.saved_model.SaveOptions() if options is None else options
+    if not isinstance(options, tf.saved_model.SaveOptions):
+        raise ArgumentTypeError(
+            failure(
+                "export", "options of type tf.saved_model.SaveOptions",
+                f"options={options!r} ({type(options).__name__})",
+            )
+        )
+    for name in ("save_debug_info", "experimental_debug_stripper", "experimental_sharding_callback"):
+        if getattr(options, name, None):
+            raise UnsupportedError(f"Cannot export: the option {name} is not supported yet.")
+    return options
+
+
+def _refuse_context() -> None:
+    if tfi.inside_function():
+        raise InsideFunctionError(
+            "Cannot export from inside a tf.function: it would export while it is being traced. "
+            "Call it from eager code."
+        )
+    if not tf.executing_eagerly():
+        raise GraphModeError(
+            "Cannot export without eager execution: the values of variables live in a session. "
+            "Call `tf.compat.v1.enable_eager_execution()` at the start of the program."
+        )
+
+
+def _refuse_untrackable(obj: Any) -> None:
+    if isinstance(obj, tfi.Trackable):
+        return
+    raise NotTrackableError(
+        failure(
+            "export", "a trackable: a tf.Module, tf.train.Checkpoint, Keras layer or model",
+            f"obj={obj!r} ({type(obj).__name__})",
+            "Hold it as an attribute of a tf.Module: `m = tf.Module(); m.x = ...`.",
+        )
+    )
+
+
+# -- the steps --------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """The signatures of the artifact and the functions that Python calls beside them."""
+
+    signatures: dict[str, signatures.SignatureFunction] = field(default_factory=dict)
+    endpoint: keras_models.Endpoint | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def _track(request: ExportRequest) -> tracking.TrackedGraph:
+    leave_optimizer = request.for_serving and not request.include_optimizer
+
+    def exclude(child: Any) -> bool:
+        if isinstance(child, tfi.SignatureMap):
+            return True
+        return leave_optimizer and tracking.is_keras_optimizer(child)
+
+    tracked = tracking.track(request.obj, exclude)
+    if request.for_serving:
+        _attach_for_serving(tracked)
+    return tracked
+
+
+def _attach_for_serving(tracked: tracking.TrackedGraph) -> None:
+    """Gives the flat root what its own lists do not hold: tables, files, other variables."""
+    held = {
+        id(node)
+        for name in ("variables",) if name in tracked.root.children
+        for node in tracked.root.children[name].children.values()
+    }
+    others = [x for x in tracked.of_kind("variable") if id(x) not in held and x.slot_key is None]
+    tables = list(tracked.of_kind("resource", "asset"))
+    for name, nodes in (("_other_variables", others), ("_resources", tables)):
+        if nodes:
+            tracking.attach_list(tracked, tracked.root, name, [node.obj for node in nodes])
+
+
+def _find_signatures(request: ExportRequest, tracked: tracking.TrackedGraph) -> _Found:
+    if request.signatures is not None:
+        return _noted(_Found(signatures.canonicalize(request.signatures)))
+    is_model = tracking.is_keras_layer(request.obj) and keras_models.is_keras_model(request.obj)
+    if not request.for_serving:
+        signature, notes = signatures.find_signature(tracked)
+        if signature is not None:
+            return _noted(_Found({signature.key: signature}, notes=notes))
+        if not is_model or any("several functions" in note for note in notes):
+            return _Found(notes=notes)
+        return _forward_signature(request, (signatures.DEFAULT_KEY,), notes)
+    return _forward_signature(request, (SERVE_KEY, signatures.DEFAULT_KEY), [])
+
+
+def _noted(found: _Found) -> _Found:
+    found.notes.extend(note for x in found.signatures.values() for note in x.notes)
+    return found
+
+
+def _forward_signature(
+    request: ExportRequest, keys: Sequence[str], notes: list[str]
+) -> _Found:
+    try:
+        forward = keras_models.forward_of(
+            request.obj, request.input_signature, request.names, request.output_names
+        )
+    except ArgumentError as error:
+        if request.for_serving:
+            raise
+        return _Found(notes=[*notes, f"no signature: {error}"])
+    endpoint = keras_models.trace(forward)
+    by_key = {key: endpoint.signature(key) for key in keys}
+    return _Found(by_key, endpoint, [*notes, *endpoint.notes])
+
+
+def _described(signature: signatures.SignatureFunction) -> Signature:
+    return Signature(
+        {item.name: item.spec for item in signature.inputs},
+        {item.name: item.spec for item in signature.outputs},
+    )
+
+
+def _contents(
+    request: ExportRequest,
+    tracked: tracking.TrackedGraph,
+    found: _Found,
+    options: Any,
+    root: str,
+) -> metagraph.Contents:
+    checkpoint = variables.plan_checkpoint(tracked, root)
+    saved = _saved_nodes(request, tracked)
+    assets = _assets(tracked, root)
+    collector = functions.FunctionCollector(tracked, root)
+    traces = _add_traces(collector, saved, root)
+    inner = {
+        key: collector.add(signature.concrete, f"the signature {key!r}")
+        for key, signature in found.signatures.items()
+    }
+    saving = [
+        resources.trace_save_restore(source, collector, root)
+        for source in checkpoint.sources
+        if not source.plain
+    ]
+    resource_graph = resources.build_resources(tracked, collector, options, root)
+    aliases = _add_aliases(collector, options)
+    if options.experimental_custom_gradients:
+        gradients.add_gradients(collector)
+    library = collector.library
+    bound = _bind_signatures(library, found, inner)
+    python_functions = _python_functions(library, found, request, inner)
+    initializers = _initializers(tracked, traces)
+    new_names = canonical.canonicalize(
+        library,
+        [
+            *(function.name for _, function in bound),
+            *(function.function.name for function in python_functions),
+            *library.functions,
+            *aliases,
+        ],
+        resource_graph.nodes,
+    )
+    return metagraph.Contents(
+        tracked, saved, library, bound, checkpoint, options,
+        python_functions=python_functions,
+        resources=resource_graph,
+        initializers=initializers,
+        save_restore=saving,
+        assets=assets,
+        aliases={new_names[name]: alias for name, alias in aliases.items()},
+        traces=traces,
+    )
+
+
+def _saved_nodes(
+    request: ExportRequest, tracked: tracking.TrackedGraph
+) -> list[tracking.Node]:
+    """The objects that the loaded object consists of."""
+    if not request.for_serving:
+        return [node for node in tracked.nodes if not _is_keras_scaffolding(node)]
+    flat = [tracked.root]
+    for name in ("variables", "trainable_variables", "non_trainable_variables",
+                 "_other_variables", "_resources"):
+        if name in tracked.root.children:
+            flat.append(tracked.root.children[name])
+    keep = {id(node) for node in flat}
+    for node in tracked.of_kind("variable", "resource", "asset"):
+        keep.add(id(node))
+        keep.update(id(below) for below in tracking.descendants(node))
+    return [node for node in tracked.nodes if id(node) in keep]
+
+
+def _is_keras_scaffolding(node: tracking.Node) -> bool:
+    """Empty containers that Keras keeps for itself, several for each layer."""
+    private = bool(node.path) and node.path[-1].startswith("_")
+    container = isinstance(node.obj, tfi.TrackableDataStructure)
+    return private and container and not node.children
+
+
+def _add_traces(
+    collector: functions.FunctionCollector, saved: Sequence[tracking.Node], root: str
+) -> dict[int, list[functions.BoundFunction]]:
+    traces = {}
+    for node in saved:
+        if node.kind in ("function", "concrete_function"):
+            described = functions.described(node, root)
+            concretes = functions.concrete_functions_of(node)
+            traces[id(node)] = [collector.add(concrete, described) for concrete in concretes]
+    return traces
+
+
+def _bind_signatures(
+    library: functions.FunctionLibrary, found: _Found, inner: Mapping[str, Any]
+) -> list[tuple[signatures.SignatureFunction, functions.BoundFunction]]:
+    """Each signature with the function that serves it; equal ones share it."""
+    bound, wrapped = [], {}
+    for key, signature in sorted(found.signatures.items()):
+        same = (inner[key].name, signature.inputs, tuple(x.name for x in signature.outputs))
+        if same not in wrapped:
+            wrapped[same] = _serve_by_name(library, found, inner[key], signature)
+        bound.append((signature, wrapped[same]))
+    return bound
+
+
+def _serve_by_name(
+    library: functions.FunctionLibrary,
+    found: _Found,
+    inner: functions.BoundFunction,
+    signature: signatures.SignatureFunction,
+) -> functions.BoundFunction:
+    if found.endpoint is not None and found.endpoint.takes_named_inputs:
+        # The traced forward pass itself: nothing else calls it, so it may have this structure.
+        inner.input_signature, inner.output_signature = wrappers.named_structures(signature)
+        return inner
+    return wrappers.wrap_signature(library, inner, signature)
+
+
+def _python_functions(
+    library: functions.FunctionLibrary,
+    found: _Found,
+    request: ExportRequest,
+    inner: Mapping[str, functions.BoundFunction],
+) -> list[metagraph.PythonFunction]:
+    if found.endpoint is None or not request.for_serving:
+        return []
+    endpoint = found.endpoint
+    specs = endpoint.argument_specs
+    wrapper = wrappers.wrap(
+        library, inner[SERVE_KEY], f"__inference_{SERVE_KEY}_call", endpoint.argument_order,
+        endpoint.result_order, (specs, {}), endpoint.results,
+    )
+    names = tuple(argument.name for argument in endpoint.arguments)
+    return [metagraph.PythonFunction(SERVE_KEY, wrapper, names, specs)]
+
+
+def _initializers(
+    tracked: tracking.TrackedGraph, traces: Mapping[int, Sequence[functions.BoundFunction]]
+) -> list[functions.BoundFunction]:
+    return [
+        bound
+        for node in tracked.of_kind("resource")
+        if "_initialize" in node.children
+        for bound in traces[id(node.children["_initialize"])]
+    ]
+
+
+def _add_aliases(collector: functions.FunctionCollector, options: Any) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for alias, function in (options.function_aliases or {}).items():
+        for concrete in _concrete_functions_of(alias, function):
+            name = functions.function_name(concrete)
+            if aliases.setdefault(name, alias) != alias:
+                raise ArgumentError(
+                    f"Cannot export: the function aliases {aliases[name]!r} and {alias!r} mean the "
+                    "same function, and the format keeps one alias for each. Drop one of them."
+                )
+            collector.add_definitions(concrete)
+    return aliases
+
+
+def _concrete_functions_of(alias: str, function: Any) -> list[Any]:
+    if isinstance(function, tfi.ConcreteFunction):
+        return [function]
+    if isinstance(function, tfi.PolymorphicFunction):
+        return list(function._list_all_concrete_functions())
+    if isinstance(function, (list, tuple)) and all(
+        isinstance(x, tfi.ConcreteFunction) for x in function
+    ):
+        return list(function)
+    raise ArgumentTypeError(
+        failure(
+            "export", "a tf.function or ConcreteFunctions for each function alias",
+            f"function_aliases[{alias!r}]={function!r} ({type(function).__name__})",
+        )
+    )
+
+
+def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
+    """The files to copy; same-named files of different folders get names of their own."""
+    assets: list[metagraph.Asset] = []
+    by_source: dict[str, str] = {}
+    for node in tracked.of_kind("asset"):
+        source = tf.compat.as_str(node.obj.asset_path.numpy())
+        if not tf.io.gfile.exists(source):
+            raise MissingAssetError(
+                failure(
+                    f"export {tracking.path_text(node.path, root)}", "a file that exists",
+                    f"asset_path={source!r}",
+                )
+            )
+        if source not in by_source:
+            by_source[source] = _free_name(os.path.basename(source), by_source.values())
+        assets.append(metagraph.Asset(node, by_source[source], source))
+    return assets
+
+
+def _free_name(name: str, taken: Any) -> str:
+    stem, suffix = os.path.splitext(name)
+    number, candidate = 0, name
+    while candidate in taken:
+        number += 1
+        candidate = f"{stem}_{number}{suffix}"
+    return candidate

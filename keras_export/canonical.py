@@ -1,0 +1,375 @@
+"""Makes the functions of a library small and the same in every process.
+
+In: a `FunctionLibrary` under the names of this process. Out: the same library, renamed, stripped
+and pruned in place, with its FunctionDefs in order of first use. The invariant: what a function
+computes and what it changes stays; names, attributes and nodes that no reader needs go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from keras_export import attributes
+from keras_export import tf_internals as tfi
+from keras_export.functions import (
+    CapturedTensor,
+    FunctionLibrary,
+    callees,
+    function_attributes,
+)
+from keras_export.gradients import MARK, marks
+
+# Attributes that start with `_` belong to no op. These say how a graph was built, and no reader of
+# SavedModels was found to need them; every other one stays.
+_DROPPED = frozenset(
+    {
+        "_class",
+        "_collective_manager_ids",
+        "_construction_context",
+        "_has_manual_control_dependencies",
+        "_output_shapes",
+        "_read_only_resource_inputs",
+        "_user_specified_name",
+    }
+)
+
+# Attributes of calls that describe the process that traced them.
+_DROPPED_FROM_CALLS = frozenset({"config_proto"})
+
+# What was stripped is counted for those who ask; an export does not.
+_REMOVED: Counter[tuple[str, str]] = Counter()
+
+# Ops that look at a resource and leave it as it is.
+_READS = frozenset(
+    {
+        "LookupTableFindV2",
+        "LookupTableSizeV2",
+        "ReadVariableOp",
+        "ResourceGather",
+        "ResourceGatherNd",
+        "VariableShape",
+        "VarIsInitializedOp",
+    }
+)
+
+
+def canonicalize(
+    library: FunctionLibrary,
+    roots: Iterable[str],
+    main_nodes: Iterable[Any] = (),
+    *,
+    keep_names: bool = False,
+) -> dict[str, str]:
+    """Renames, strips, prunes and orders the library in place.
+
+    Args:
+        library: the functions with everything that they call.
+        roots: names of the functions to start from, in the order that numbers them.
+        main_nodes: NodeDefs outside the library that call its functions.
+        keep_names: leave node names as they were traced, for debug information.
+
+    Returns:
+        The new name of each function.
+    """
+    order = _order_of_first_use(library, roots)
+    library.definitions = {name: library.definitions[name] for name in order}
+    readers = _reading_functions(library)
+    needed = _captured_nodes(library)
+    for name, definition in library.definitions.items():
+        _strip(definition)
+        _prune(definition, name in readers, needed.get(name, frozenset()))
+    if not keep_names:
+        _rename_nodes(library)
+    return _rename_functions(library, main_nodes)
+
+
+# -- order ------------------------------------------------------------------------------------
+
+
+def _order_of_first_use(library: FunctionLibrary, roots: Iterable[str]) -> list[str]:
+    """Depth first from the roots; gradients follow the function whose ops they belong to."""
+    order: dict[str, None] = {}
+    pending = list(roots)[::-1]
+    while pending:
+        name = pending.pop()
+        if name in order:
+            continue
+        order[name] = None
+        definition = library.definitions[name]
+        below = [callee for callee in callees(definition) if callee in library.definitions]
+        below += _gradients_of(library, definition)
+        pending.extend(below[::-1])
+    return list(order)
+
+
+def _gradients_of(library: FunctionLibrary, definition: Any) -> list[str]:
+    types = (op_type for _, op_type in marks(definition))
+    return [library.gradients[op_type] for op_type in types if op_type in library.gradients]
+
+
+# -- attributes -------------------------------------------------------------------------------
+
+
+def _strip(definition: Any) -> None:
+    _move_input_shapes(definition)
+    definition.attr.pop("_construction_context", None)
+    returned = {source.partition(":")[0] for source in definition.ret.values()}
+    for node in definition.node_def:
+        calls = bool(function_attributes(node.op))
+        attr = node.attr
+        for name in list(attr):
+            if name[0] == "_":
+                if name in _DROPPED and not (
+                    name == "_output_shapes" and (calls or node.name in returned)
+                ):
+                    del attr[name]
+            elif calls and name in _DROPPED_FROM_CALLS:
+                del attr[name]
+        attributes.strip_nodes((node,), _REMOVED)
+        if node.HasField("experimental_debug_info"):
+            node.ClearField("experimental_debug_info")
+
+
+def _move_input_shapes(definition: Any) -> None:
+    """Argument shapes as one attribute of the function: all readers take them from there."""
+    if "_input_shapes" not in definition.attr:
+        shapes = tfi.attr_value_pb2.AttrValue()
+        for index in range(len(definition.signature.input_arg)):
+            shape = shapes.list.shape.add()
+            known = definition.arg_attr[index].attr if index in definition.arg_attr else {}
+            if "_output_shapes" in known and known["_output_shapes"].list.shape:
+                shape.CopyFrom(known["_output_shapes"].list.shape[0])
+            else:
+                shape.unknown_rank = True
+        definition.attr["_input_shapes"].CopyFrom(shapes)
+    definition.arg_attr.clear()
+
+
+# -- pruning ----------------------------------------------------------------------------------
+
+
+def _reading_functions(library: FunctionLibrary) -> set[str]:
+    """Functions that change nothing, neither themselves nor through what they call."""
+    readers = {
+        name for name, definition in library.definitions.items() if _only_reads(definition)
+    }
+    changed = True
+    while changed:
+        changed = False
+        for name in list(readers):
+            below = callees(library.definitions[name])
+            if any(callee in library.definitions and callee not in readers for callee in below):
+                readers.discard(name)
+                changed = True
+    return readers
+
+
+def _only_reads(definition: Any) -> bool:
+    return all(
+        node.op in _READS or not _is_stateful(node.op) or function_attributes(node.op)
+        for node in definition.node_def
+    )
+
+
+_STATEFUL: dict[str, bool] = {}
+
+
+def _is_stateful(op_type: str) -> bool:
+    known = _STATEFUL.get(op_type)
+    if known is None:
+        op_def = tfi.op_def_of(op_type)
+        known = _STATEFUL[op_type] = op_def is not None and op_def.is_stateful
+    return known
+
+
+def _captured_nodes(library: FunctionLibrary) -> dict[str, set[str]]:
+    """The nodes that gradient functions read, by the function that holds them."""
+    needed: dict[str, set[str]] = {}
+    for bound in library.functions.values():
+        for binding in bound.bindings:
+            if isinstance(binding, CapturedTensor):
+                needed.setdefault(binding.function, set()).add(binding.tensor.partition(":")[0])
+    return needed
+
+
+def _prune(definition: Any, reads_only: bool, needed: Iterable[str]) -> None:
+    if reads_only:
+        _drop_read_order(definition)
+    inputs = {
+        node.name: [x.lstrip("^").partition(":")[0] for x in node.input]
+        for node in definition.node_def
+    }
+    pending = [source.partition(":")[0] for source in definition.ret.values()]
+    pending += [source for source in definition.control_ret.values()]
+    pending += needed
+    reached: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name not in reached and name in inputs:
+            reached.add(name)
+            pending.extend(inputs[name])
+    for index in reversed(range(len(definition.node_def))):
+        if definition.node_def[index].name not in reached:
+            del definition.node_def[index]
+
+
+def _drop_read_order(definition: Any) -> None:
+    """Where nothing is written, the order of reads has no effect."""
+    definition.control_ret.clear()
+    del definition.signature.control_output[:]
+    orderless = {node.name for node in definition.node_def if node.op in _READS}
+    for node in definition.node_def:
+        if any(x[0] == "^" for x in node.input):
+            kept = [x for x in node.input if x[0] != "^" or x[1:] not in orderless]
+            del node.input[:]
+            node.input.extend(kept)
+        if node.op == "NoOp" and not node.input:
+            orderless.add(node.name)
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def _rename_functions(library: FunctionLibrary, main_nodes: Iterable[Any]) -> dict[str, str]:
+    names = _function_names(library.definitions)
+    gradients = _gradient_names(library)
+    for definition in library.definitions.values():
+        definition.signature.name = names[definition.signature.name]
+        for node in definition.node_def:
+            _rename_references(node, names, gradients)
+    for node in main_nodes:
+        _rename_references(node, names, gradients)
+    _rename_bound(library, names)
+    library.definitions = {names[name]: value for name, value in library.definitions.items()}
+    library.gradients = {
+        gradients[op_type]: names[name]
+        for op_type, name in library.gradients.items()
+        if name in names and op_type in gradients
+    }
+    return names
+
+
+def _function_names(definitions: Iterable[str]) -> dict[str, str]:
+    """Numbered by order of first use; `CreateFingerprintDef` wants names that end in a number."""
+    counts: dict[str, int] = {}
+    names = {}
+    for name in definitions:
+        base = re.sub(r"(_\d+)+$", "", name)
+        counts[base] = counts.get(base, -1) + 1
+        names[name] = f"{base}_{counts[base]}"
+    return names
+
+
+def _gradient_names(library: FunctionLibrary) -> dict[str, str]:
+    """New gradient op types; one without a function gets a name that no process registers."""
+    names: dict[str, str] = {}
+    for definition in library.definitions.values():
+        for _, op_type in marks(definition):
+            kind = "CustomGradient" if op_type in library.gradients else "UnsavedGradient"
+            names.setdefault(op_type, f"{kind}-{len(names)}")
+    return names
+
+
+def _rename_references(node: Any, names: dict[str, str], gradients: dict[str, str]) -> None:
+    if node.op in names:
+        node.op = names[node.op]
+    for attr_name in function_attributes(node.op):
+        if attr_name not in node.attr:
+            continue
+        value = node.attr[attr_name]
+        if value.func.name in names:
+            value.func.name = names[value.func.name]
+        for function in value.list.func:
+            function.name = names.get(function.name, function.name)
+    if MARK in node.attr:
+        op_type = node.attr[MARK].s.decode()
+        if op_type in gradients:
+            node.attr[MARK].s = gradients[op_type].encode()
+        else:
+            del node.attr[MARK]
+
+
+def _rename_bound(library: FunctionLibrary, names: dict[str, str]) -> None:
+    for bound in library.functions.values():
+        bound.name = names[bound.name]
+        for binding in bound.bindings:
+            if isinstance(binding, CapturedTensor) and binding.function in names:
+                binding.function = names[binding.function]
+    library.functions = {bound.name: bound for bound in library.functions.values()}
+
+
+def _rename_nodes(library: FunctionLibrary) -> None:
+    """Short names that are unique in the whole library: converters inline functions."""
+    counts: dict[str, int] = {}
+    renamed = {
+        name: _rename_nodes_of(definition, counts)
+        for name, definition in library.definitions.items()
+    }
+    seen: set[int] = set()
+    for bound in library.functions.values():
+        for binding in bound.bindings:
+            if isinstance(binding, CapturedTensor) and id(binding) not in seen:
+                seen.add(id(binding))
+                node, _, index = binding.tensor.partition(":")
+                binding.tensor = f"{renamed[binding.function][node]}:{index}"
+
+
+def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for argument in definition.signature.input_arg:
+        names[argument.name] = _next("arg", counts)
+        argument.name = names[argument.name]
+    for node in definition.node_def:
+        # A resource op without a shared_name shares by its node name.
+        kept = "shared_name" in _attribute_names(node.op)
+        names[node.name] = node.name if kept else _next(_base(node.op), counts)
+        node.name = names[node.name]
+    for node in definition.node_def:
+        for index, source in enumerate(node.input):
+            node.input[index] = _renamed(source, names)
+    for key in list(definition.ret):
+        definition.ret[key] = _renamed(definition.ret[key], names)
+    _rename_control_outputs(definition, names)
+    return names
+
+
+def _rename_control_outputs(definition: Any, names: dict[str, str]) -> None:
+    sources = [names[definition.control_ret[key]] for key in definition.signature.control_output]
+    definition.control_ret.clear()
+    del definition.signature.control_output[:]
+    for source in dict.fromkeys(sources):
+        definition.signature.control_output.append(source)
+        definition.control_ret[source] = source
+
+
+def _base(op_type: str) -> str:
+    # A call of a function by its name would bring the process's counter in.
+    return op_type.replace(">", "_") if tfi.op_def_of(op_type) is not None else "Call"
+
+
+def _next(base: str, counts: dict[str, int]) -> str:
+    counts[base] = count = counts.get(base, -1) + 1
+    # `_` keeps an op whose name ends in digits apart: Conv2D1 and Conv2D_1.
+    return f"{base}{count}" if not base[-1].isdigit() else f"{base}_{count}"
+
+
+def _renamed(source: str, names: dict[str, str]) -> str:
+    if source[0] == "^":
+        return "^" + names[source[1:]]
+    node, colon, rest = source.partition(":")
+    return names[node] + colon + rest
+
+
+_ATTRIBUTE_NAMES: dict[str, frozenset[str]] = {}
+
+
+def _attribute_names(op_type: str) -> frozenset[str]:
+    known = _ATTRIBUTE_NAMES.get(op_type)
+    if known is None:
+        op_def = tfi.op_def_of(op_type)
+        known = frozenset(a.name for a in op_def.attr) if op_def is not None else frozenset()
+        _ATTRIBUTE_NAMES[op_type] = known
+    return known

@@ -1,0 +1,105 @@
+"""The exceptions of keras_export, each with how its message is built.
+
+Every exception is an `ExportError` and also the builtin that a caller of TensorFlow or Keras
+would expect at that place, so that `except ValueError` written for `tf.saved_model.save` goes on
+working:
+
+    ExportError
+    ├── NotTrackableError        ValueError      the object cannot be exported at all
+    ├── SignatureError           ValueError      `signatures=` or what a signature returns
+    ├── ReservedNameError        ValueError      an attribute or key that SavedModel keeps for itself
+    ├── ArgumentError            ValueError      any other argument
+    ├── ArgumentTypeError        TypeError       an argument of the wrong type
+    ├── UntrackedCaptureError    AssertionError, KeyError   a function uses what nobody tracks
+    ├── UninitializedError       ValueError      a variable without a value
+    ├── UnsupportedError         ValueError      something that a SavedModel cannot hold
+    ├── GradientError            ValueError      a custom gradient that cannot be saved
+    ├── InsideFunctionError      AssertionError  called while a `tf.function` is traced
+    ├── GraphModeError           RuntimeError    eager execution is off
+    ├── BackendError             RuntimeError    Keras runs on another backend
+    ├── MissingAssetError        FileNotFoundError   an asset that is not there
+    └── TargetError              OSError         the directory to write to
+"""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """Base of every error that keras_export raises on purpose."""
+
+
+class NotTrackableError(ExportError, ValueError):
+    """The object to export is not a TensorFlow trackable."""
+
+
+class SignatureError(ExportError, ValueError):
+    """A signature breaks one of the rules of `signatures=`."""
+
+
+class ReservedNameError(ExportError, ValueError):
+    """A name that the SavedModel format keeps for itself is in use."""
+
+
+class ArgumentError(ExportError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class ArgumentTypeError(ExportError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class UntrackedCaptureError(ExportError, AssertionError, KeyError):
+    """A function uses a variable, table or asset that the exported object does not track.
+
+    TensorFlow raises `AssertionError` at some places and `KeyError` at others; this is both.
+    """
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
+
+
+class UninitializedError(ExportError, ValueError):
+    """A variable has no value yet."""
+
+
+class UnsupportedError(ExportError, ValueError):
+    """The object holds something that a SavedModel cannot hold, or that is not supported yet."""
+
+
+class GradientError(ExportError, ValueError):
+    """A custom gradient cannot be saved."""
+
+
+class InsideFunctionError(ExportError, AssertionError):
+    """The call was made while a `tf.function` was being traced."""
+
+
+class GraphModeError(ExportError, RuntimeError):
+    """The call was made without eager execution."""
+
+
+class BackendError(ExportError, RuntimeError):
+    """Keras runs on another backend than TensorFlow."""
+
+
+class MissingAssetError(ExportError, FileNotFoundError):
+    """An asset file does not exist or cannot be read."""
+
+
+class TargetError(ExportError, OSError):
+    """The target directory cannot be written."""
+
+
+def failure(what: str, expected: str, received: str, mend: str = "") -> str:
+    """Builds a message in the house's form.
+
+    Args:
+        what: the action that failed with the path of its object, `export model.encoder.table`.
+        expected: what should have been there.
+        received: what was there, as `name=value` where it has a name.
+        mend: one sentence that says what to write instead.
+
+    Returns:
+        `Cannot <what>: expected <expected>, received <received>. <mend>`
+    """
+    message = f"Cannot {what}: expected {expected}, received {received}."
+    return f"{message} {mend}" if mend else message

@@ -1,0 +1,319 @@
+"""`Exporter`, `Snapshot`, `save` and `export`: from a live object to a published artifact.
+
+In: the object and what the user wants of it. Out: files, and an `ExportReport`. The invariant:
+tracing and assembling happen once per `Exporter`; each write costs the values alone, and what it
+publishes is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from keras_export import assembly, publishing, tracking, variables
+from keras_export import tf_internals as tfi
+from keras_export.errors import ArgumentError, failure
+from keras_export.reports import ExportReport
+
+# A fixed namespace: the identifier of an artifact is derived from its content alone.
+_FINGERPRINT_NAMESPACE = uuid.UUID("3f0b9f5e-6f4f-4d3c-9a35-8c1c5a7f0d11")
+
+
+def save(
+    obj: Any,
+    export_dir: str | os.PathLike[str],
+    signatures: Any = None,
+    options: tf.saved_model.SaveOptions | None = None,
+) -> ExportReport:
+    """Exports a trackable object as a SavedModel, as `tf.saved_model.save` documents it.
+
+    Args:
+        obj: a `tf.Module`, `tf.train.Checkpoint`, Keras layer or model, or any other trackable.
+        export_dir: where to write; local, or any scheme of `tf.io.gfile`. A SavedModel that is
+            there is replaced in one step.
+        signatures: a `tf.function` with an input signature, a ConcreteFunction, or a dict from
+            names to either. None searches `obj` for the one function that can be the signature;
+            a Keras model without one gets its forward pass.
+        options: `tf.saved_model.SaveOptions`.
+
+    Returns:
+        What was written and how to call it.
+
+    Raises:
+        ExportError: `obj` cannot be exported (`ValueError`, `AssertionError`, … as TensorFlow
+            raises), or `export_dir` cannot be written (`OSError`). Nothing is left behind.
+
+    Example:
+        >>> import tempfile, tensorflow as tf, keras_export as ke
+        >>> class Adder(tf.Module):
+        ...     @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)])
+        ...     def add(self, x):
+        ...         return x + x
+        >>> report = ke.save(Adder(), tempfile.mkdtemp())
+        >>> print(report.signatures["serving_default"])
+        (x: float32[...]) -> (output_0: float32[...])
+    """
+    return Exporter(obj, signatures, options, _for_serving=False).write(export_dir)
+
+
+def export(
+    model: Any,
+    export_dir: str | os.PathLike[str],
+    *,
+    signatures: Any = None,
+    input_signature: Any = None,
+    names: Literal["layers", "keras"] = "layers",
+    output_names: Sequence[str] | Mapping[str, str] | None = None,
+    include_optimizer: bool = False,
+    options: tf.saved_model.SaveOptions | None = None,
+) -> ExportReport:
+    """Exports a Keras model for serving, with the names that its author gave.
+
+    The artifact has the signatures `serve` and `serving_default`; loaded in Python it has
+    `serve(...)`, `variables`, `trainable_variables` and `non_trainable_variables`.
+
+    Args:
+        model: a built Keras model or layer.
+        export_dir: as in `save`.
+        signatures: replaces the forward pass, as in `save`.
+        input_signature: specs for the model's arguments, one each: `tf.TensorSpec`,
+            `keras.InputSpec`, KerasTensor or arrays, nested as the argument is.
+        names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does.
+        output_names: names for the outputs, in order, or a map from old to new names.
+        include_optimizer: store the optimizer's variables too.
+        options: `tf.saved_model.SaveOptions`.
+
+    Returns:
+        What was written and how to call it.
+
+    Raises:
+        ExportError: as in `save`.
+
+    Example:
+        >>> import tempfile, keras, keras_export as ke
+        >>> x = keras.Input((4,), name="x")
+        >>> model = keras.Model(x, keras.layers.Dense(5, name="out")(x))
+        >>> print(ke.export(model, tempfile.mkdtemp()).signatures["serve"])
+        (x: float32[?, 4]) -> (out: float32[?, 5])
+    """
+    exporter = Exporter(
+        model,
+        signatures,
+        options,
+        input_signature=input_signature,
+        names=names,
+        output_names=output_names,
+        include_optimizer=include_optimizer,
+    )
+    return exporter.write(export_dir)
+
+
+class Exporter:
+    """Traces and assembles once, writes any number of times.
+
+    The variables' values may change between writes, and so may the set of variables and layers:
+    the exporter notices that and traces again. It cannot see that a Python attribute changed which
+    the forward pass reads; call `retrace()` after such a change.
+
+    Args:
+        obj: as in `save`; a Keras layer or model is exported as `export` does.
+        signatures: as in `save`.
+        options: as in `save`.
+        input_signature: as in `export`, for Keras alone, like the following.
+        names: as in `export`.
+        output_names: as in `export`.
+        include_optimizer: as in `export`.
+
+    Raises:
+        ExportError: as in `save`; no file is touched yet.
+
+    Example:
+        >>> import tempfile, keras, keras_export as ke
+        >>> model = keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(1)])
+        >>> exporter = ke.Exporter(model)
+        >>> first = exporter.write(tempfile.mkdtemp())
+        >>> second = exporter.write(tempfile.mkdtemp())
+        >>> second.seconds["trace"]
+        0.0
+    """
+
+    def __init__(
+        self,
+        obj: Any,
+        signatures: Any = None,
+        options: tf.saved_model.SaveOptions | None = None,
+        *,
+        input_signature: Any = None,
+        names: Literal["layers", "keras"] = "layers",
+        output_names: Sequence[str] | Mapping[str, str] | None = None,
+        include_optimizer: bool = False,
+        _for_serving: bool = True,
+    ):
+        is_model = tracking.is_keras_layer(obj)
+        for_models = {
+            "input_signature": input_signature is not None,
+            "names": names != "layers",
+            "output_names": output_names is not None,
+            "include_optimizer": include_optimizer,
+        }
+        _refuse_for_others(obj, is_model, for_models)
+        self._request = assembly.ExportRequest(
+            obj,
+            signatures,
+            options,
+            for_serving=_for_serving and is_model,
+            input_signature=input_signature,
+            names=names,
+            output_names=output_names,
+            include_optimizer=include_optimizer,
+        )
+        self.retrace()
+
+    def retrace(self) -> None:
+        """Traces and assembles again.
+
+        Raises:
+            ExportError: as in `save`; the exporter then keeps its earlier plan.
+        """
+        self._plan = assembly.assemble(self._request)
+        self._stamp = _stamp(self._request.obj)
+        self._unreported = dict(self._plan.seconds)
+
+    def write(self, export_dir: str | os.PathLike[str]) -> ExportReport:
+        """Writes the current values.
+
+        Args:
+            export_dir: as in `save`.
+
+        Returns:
+            What was written.
+
+        Raises:
+            ExportError: as in `save`.
+        """
+        publishing.check_target(export_dir)
+        return self.snapshot().write(export_dir)
+
+    def snapshot(self) -> Snapshot:
+        """Holds the values of this moment by reference.
+
+        It costs a read of each variable. While it is held, a change of a variable copies that
+        variable first, which TensorFlow does by itself.
+
+        Returns:
+            The snapshot; it may be written from another thread.
+
+        Raises:
+            ExportError: a variable has no value; or the object changed and cannot be traced again.
+        """
+        if _stamp(self._request.obj) != self._stamp:
+            self.retrace()
+        seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
+        return Snapshot(self._plan, variables.read_values(self._plan.checkpoint), seconds)
+
+
+class Snapshot:
+    """The values of one moment together with the plan of their artifact."""
+
+    def __init__(
+        self, plan: assembly.Plan, values: variables.Values, seconds: Mapping[str, float]
+    ):
+        self._plan = plan
+        self._values = values
+        self._seconds = dict(seconds)
+
+    def write(
+        self, export_dir: str | os.PathLike[str], *, exclusive: bool = False
+    ) -> ExportReport:
+        """Writes the artifact and publishes it in one step.
+
+        Args:
+            export_dir: as in `save`.
+            exclusive: refuse a target that exists.
+
+        Returns:
+            What was written.
+
+        Raises:
+            TargetError: the target cannot be written; it is as it was, and no other file is left.
+        """
+        started = time.perf_counter()
+        with publishing.stage(export_dir) as staging:
+            size = _write_files(self._plan, self._values, staging.path)
+            written = time.perf_counter()
+            staging.commit(exclusive=exclusive)
+            target = staging.target
+        published = time.perf_counter()
+        return ExportReport(
+            target,
+            self._plan.signatures,
+            bytes_written=size,
+            seconds={
+                **self._seconds,
+                "write": written - started,
+                "publish": published - written,
+            },
+            notes=list(self._plan.notes),
+        )
+
+
+def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> None:
+    wrong = [name for name, used in given.items() if used]
+    if wrong and not is_model:
+        raise ArgumentError(
+            failure(
+                "export", f"a Keras layer or model for {', '.join(wrong)}",
+                f"obj={obj!r} ({type(obj).__name__})",
+                "Describe the signature of other objects with `signatures=`.",
+            )
+        )
+
+
+def _stamp(obj: Any) -> tuple[int, ...]:
+    """Changes when the set of variables or layers does; the plan keeps the objects alive."""
+    if not tracking.is_keras_layer(obj):
+        return ()
+    layers = obj._flatten_layers()
+    return (*(id(layer) for layer in layers), *(id(variable) for variable in obj.variables))
+
+
+def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) -> int:
+    """Writes all files of an artifact; returns their bytes."""
+    join, gfile = tf.io.gfile.join, tf.io.gfile
+    gfile.makedirs(join(directory, "variables"))
+    gfile.makedirs(join(directory, "assets"))
+    device = plan.options.experimental_io_device
+    variables.write_bundle(join(directory, "variables", "variables"), values, device)
+    for asset in plan.meta_graph.assets:
+        gfile.copy(asset.source, join(directory, "assets", asset.filename), overwrite=True)
+    _write_file(join(directory, "saved_model.pb"), plan.meta_graph.saved_model)
+    _write_file(join(directory, "fingerprint.pb"), _fingerprint(directory))
+    return sum(
+        gfile.stat(join(folder, name)).length
+        for folder, _, names in gfile.walk(directory)
+        for name in names
+    )
+
+
+def _write_file(path: str, content: bytes) -> None:
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)
+
+
+def _fingerprint(directory: str) -> bytes:
+    """The hashes that TensorFlow computes, with an identifier derived from them.
+
+    Source: tensorflow/core/protobuf/fingerprint.proto.
+    """
+    proto = tfi.fingerprint_pb2.FingerprintDef.FromString(
+        tfi.fingerprinting.CreateFingerprintDef(directory)
+    )
+    proto.uuid = ""
+    content = proto.SerializeToString(deterministic=True)
+    proto.uuid = str(uuid.uuid5(_FINGERPRINT_NAMESPACE, content.hex()))
+    return proto.SerializeToString(deterministic=True)

@@ -1,0 +1,329 @@
+"""Turns ConcreteFunctions into the function library of an artifact.
+
+In: a `TrackedGraph` and the ConcreteFunctions to export. Out: a `FunctionLibrary`: the
+FunctionDefs under their names in this process, and for each exported function the nodes that its
+captures are bound to. The invariant: nothing is traced again, and every capture of an exported
+function is bound to something that the artifact holds, or an error names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+import tensorflow as tf
+
+from keras_export import structures
+from keras_export import tf_internals as tfi
+from keras_export.errors import UnsupportedError, UntrackedCaptureError
+from keras_export.tracking import Node, TrackedGraph, path_text
+
+_HANDLE_DTYPES = (tf.resource, tf.variant)
+
+
+@dataclass(eq=False)
+class Constant:
+    """An eager tensor that a function captured by value."""
+
+    tensor: Any
+
+
+@dataclass(eq=False)
+class CapturedTensor:
+    """A tensor inside a function that a gradient function captured.
+
+    Attributes:
+        function: name of the function that computes it.
+        tensor: its name in the graph of that function, `node:0` or `argument:0`.
+    """
+
+    function: str
+    tensor: str
+
+
+Binding = Union[Node, Constant, CapturedTensor]
+
+
+@dataclass(eq=False)
+class BoundFunction:
+    """One function that the loaded object can call.
+
+    Attributes:
+        name: its name in the library.
+        bindings: what its trailing arguments are bound to, in order.
+        input_signature: `(args, kwargs)` of specs and Python values.
+        output_signature: nested specs.
+        concrete: the live function; None for one that was assembled from protos.
+    """
+
+    name: str
+    bindings: list[Binding]
+    input_signature: Any
+    output_signature: Any
+    concrete: Any = None
+
+
+@dataclass(eq=False)
+class FunctionLibrary:
+    """All functions of an artifact.
+
+    Attributes:
+        definitions: FunctionDefs by name, callees and callers in the order they were met.
+        functions: those that an object of the artifact refers to, by name.
+        graphs: the live graphs of the definitions that have one.
+        constants: captured eager tensors, each once.
+        gradients: registered gradient op type -> name of the function.
+    """
+
+    definitions: dict[str, Any] = field(default_factory=dict)
+    functions: dict[str, BoundFunction] = field(default_factory=dict)
+    graphs: dict[str, Any] = field(default_factory=dict)
+    constants: list[Constant] = field(default_factory=list)
+    gradients: dict[str, str] = field(default_factory=dict)
+
+
+class FunctionCollector:
+    """Fills a `FunctionLibrary`.
+
+    Args:
+        tracked: the objects that captures may be bound to.
+        root: how error messages call the exported object.
+    """
+
+    def __init__(self, tracked: TrackedGraph, root: str = "obj"):
+        self.library = FunctionLibrary()
+        self._root = root
+        self._bindings: dict[int, Binding] = {}
+        self._held: list[Any] = []
+        for node in tracked.nodes:
+            self._bind_handles(node)
+
+    def _bind_handles(self, node: Node) -> None:
+        for handle in handles_of(node):
+            self.bind(handle, node)
+
+    def bind(self, tensor: Any, binding: Binding) -> None:
+        """Says that functions which captured `tensor` are bound to `binding`."""
+        self._held.append(tensor)
+        self._bindings[id(tensor)] = binding
+
+    def add(self, concrete: Any, described_as: str) -> BoundFunction:
+        """Adds a ConcreteFunction with all that it calls.
+
+        Args:
+            concrete: the function.
+            described_as: what error messages call it.
+
+        Raises:
+            UntrackedCaptureError: it captured something that the walk did not reach.
+            UnsupportedError: it cannot be serialized.
+        """
+        name = function_name(concrete)
+        known = self.library.functions.get(name)
+        if known is not None:
+            return known
+        _refuse_unsaveable(concrete, described_as)
+        bindings = [self.resolve(x, concrete, described_as) for x in concrete.captured_inputs]
+        bound = BoundFunction(
+            name,
+            bindings,
+            concrete.structured_input_signature,
+            structures.to_specs(concrete.structured_outputs),
+            concrete,
+        )
+        self.library.functions[name] = bound
+        self.add_definitions(concrete)
+        return bound
+
+    def resolve(self, capture: Any, concrete: Any, described_as: str) -> Binding:
+        """What a captured input is bound to."""
+        known = self._bindings.get(id(capture))
+        if known is not None:
+            return known
+        if capture.dtype in _HANDLE_DTYPES:
+            raise UntrackedCaptureError(
+                untracked_message(capture, concrete, described_as, self._root)
+            )
+        constant = Constant(_constant_value(capture, described_as))
+        self.library.constants.append(constant)
+        self.bind(capture, constant)
+        return constant
+
+    def add_definitions(self, concrete: Any) -> None:
+        """Adds the FunctionDef of `concrete` and those of all that it calls."""
+        name = function_name(concrete)
+        self._note_graph(name, concrete.graph)
+        pending = [(name, concrete.graph)]
+        while pending:
+            name, graph = pending.pop()
+            if name in self.library.definitions:
+                continue
+            definition = definition_of(name, graph)
+            self.library.definitions[name] = definition
+            pending.extend(
+                (callee, graph) for callee in reversed(list(callees(definition, graph)))
+            )
+
+    def _note_graph(self, name: str, graph: Any) -> None:
+        if name in self.library.graphs:
+            return
+        self.library.graphs[name] = graph
+        for inner in graph._functions.values():
+            if getattr(inner, "graph", None) is not None:
+                self._note_graph(function_name(inner), inner.graph)
+
+
+def handles_of(node: Node) -> Iterator[Any]:
+    """The eager tensors that stand for a node when a function captures it."""
+    if node.kind == "variable":
+        if node.keras_variable is not None:
+            yield node.keras_variable
+        yield node.obj
+        yield node.obj.handle
+    elif node.kind == "resource":
+        yield node.obj.resource_handle
+    elif node.kind == "asset":
+        yield node.obj.asset_path
+
+
+def function_name(function: Any) -> str:
+    return tf.compat.as_str(function.name)
+
+
+def callees(definition: Any, graph: Any = None) -> Iterator[str]:
+    """Names of the functions that a FunctionDef calls, in the order of its nodes."""
+    for node in definition.node_def:
+        op_type = node.op
+        if is_function_call(op_type, graph):
+            yield op_type
+            continue
+        for attr_name in function_attributes(op_type):
+            value = node.attr[attr_name] if attr_name in node.attr else None
+            if value is None:
+                continue
+            if value.func.name:
+                yield value.func.name
+            for function in value.list.func:
+                if function.name:
+                    yield function.name
+
+
+_FUNCTION_ATTRIBUTES: dict[str, tuple[str, ...]] = {}
+
+
+def function_attributes(op_type: str) -> tuple[str, ...]:
+    """Names of the attributes of an op that hold functions."""
+    known = _FUNCTION_ATTRIBUTES.get(op_type)
+    if known is None:
+        op_def = tfi.op_def_of(op_type)
+        attributes = op_def.attr if op_def is not None else ()
+        known = tuple(a.name for a in attributes if a.type in ("func", "list(func)"))
+        _FUNCTION_ATTRIBUTES[op_type] = known
+    return known
+
+
+def is_function_call(op_type: str, graph: Any = None) -> bool:
+    """Whether a node's op is the name of a function."""
+    if tfi.op_def_of(op_type) is not None:
+        return False
+    return tfi.eager_context().has_function(op_type) or _in_graph(op_type, graph) is not None
+
+
+def definition_of(name: str, graph: Any = None) -> Any:
+    """A FunctionDef that may be changed."""
+    context = tfi.eager_context()
+    if context.has_function(name):
+        return context.get_function_def(name)
+    found = _in_graph(name, graph)
+    if found is None:
+        raise UnsupportedError(f"Cannot export: the function {name!r} is called but not defined.")
+    definition = tfi.function_pb2.FunctionDef()
+    definition.CopyFrom(found.cached_definition)
+    return definition
+
+
+def _in_graph(name: str, graph: Any) -> Any:
+    while graph is not None:
+        found = graph._functions.get(name)
+        if found is not None:
+            return found
+        graph = getattr(graph, "outer_graph", None)
+    return None
+
+
+def _refuse_unsaveable(concrete: Any, described_as: str) -> None:
+    if not getattr(concrete.graph, "saveable", True):
+        reasons = "; ".join(concrete.graph.saving_errors)
+        raise UnsupportedError(f"Cannot export {described_as}: {reasons}")
+
+
+def _constant_value(capture: Any, described_as: str) -> Any:
+    if isinstance(capture, tf.Tensor) and not hasattr(capture, "numpy"):
+        value = tf.get_static_value(capture)
+        if value is None:
+            raise UnsupportedError(
+                f"Cannot export {described_as}: it captures {capture.name!r}, a tensor of a function "
+                "that is being traced, which has no value. Pass it as an argument."
+            )
+        return tf.constant(value, dtype=capture.dtype)
+    return capture
+
+
+def untracked_message(capture: Any, concrete: Any, described_as: str, root: str) -> str:
+    """Names the function, the resource and the assignment that would track it."""
+    what, attribute = _describe_resource(capture, concrete)
+    return (
+        f"Cannot export {described_as}: it uses {what}, which {root} does not track, so the "
+        f"artifact would lack it. Assign it to an attribute of {root} or of an object that {root} "
+        f"holds, for instance `{root}.{attribute} = ...`, before exporting."
+    )
+
+
+def _describe_resource(capture: Any, concrete: Any) -> tuple[str, str]:
+    for variable in concrete.graph.variables:
+        if variable.handle is capture:
+            name = variable.name.split(":")[0]
+            kind = f"the variable {name!r} (shape {variable.shape}, {variable.dtype.name})"
+            return kind, _identifier(name, "variable")
+    parent = getattr(capture, "_parent_trackable", None)
+    owner = parent() if parent is not None else None
+    if owner is not None:
+        kind = type(owner).__name__
+        name = getattr(owner, "name", None) or kind
+        return f"the {kind} {name!r}", _identifier(kind.lower(), "table")
+    return f"a resource ({capture.dtype.name} tensor)", "resource"
+
+
+def _identifier(name: str, default: str) -> str:
+    last = name.split("/")[-1]
+    return last if last.isidentifier() else default
+
+
+def constant_proto(tensor: Any) -> Any:
+    """The TensorProto of a constant; equal elements are stored once.
+
+    Source: TensorProto in tensorflow/core/framework/tensor.proto (a single element fills the shape).
+    """
+    array = np.asarray(tensor.numpy())
+    if array.size > 1 and array.dtype.kind != "O" and _uniform(array):
+        return tf.make_tensor_proto(array.flat[0], dtype=tensor.dtype, shape=array.shape)
+    return tf.make_tensor_proto(array, dtype=tensor.dtype)
+
+
+def _uniform(array: np.ndarray) -> bool:
+    # By bytes: -0.0 equals 0.0 and NaN equals nothing, but both must come back as they were.
+    rows = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1)
+    return bool(np.all(rows == rows[0]))
+
+
+def concrete_functions_of(node: Node) -> list[Any]:
+    """The ConcreteFunctions of a function node."""
+    if node.kind == "concrete_function":
+        return [node.obj]
+    return list(node.obj._list_all_concrete_functions_for_serialization())
+
+
+def described(node: Node, root: str) -> str:
+    return f"the function {path_text(node.path, root)}"

@@ -1,0 +1,181 @@
+"""Custom gradients: one function of the artifact for each op that has a gradient of its own.
+
+In: a `FunctionLibrary` whose FunctionDefs mark ops with `_gradient_op_type`. Out: the same
+library with a traced gradient function for each mark, bound to the tensors of the forward
+function that it reads. The invariant: every mark that leaves this module names a registered
+gradient of this artifact, or one that no process has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from keras_export import structures
+from keras_export import tf_internals as tfi
+from keras_export.errors import GradientError
+from keras_export.functions import (
+    BoundFunction,
+    CapturedTensor,
+    FunctionCollector,
+    function_name,
+)
+
+MARK = "_gradient_op_type"
+
+# Gradients of gradients: second-order differentiation is the deepest that TensorFlow documents.
+_MAX_ORDER = 2
+
+# A call's gradient is made again by the loader from the function that it calls.
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+
+_NUMBERS = itertools.count()
+
+
+def add_gradients(collector: FunctionCollector) -> None:
+    """Traces the gradient functions of all marked ops of the library.
+
+    Raises:
+        GradientError: a gradient cannot be traced or reads what the artifact cannot hold.
+    """
+    library = collector.library
+    names = list(library.definitions)
+    for _ in range(_MAX_ORDER):
+        known = set(library.definitions)
+        for name in names:
+            for node_name, op_type in marks(library.definitions[name]):
+                if op_type not in library.gradients:
+                    _add_gradient(collector, name, node_name, op_type)
+        names = [name for name in library.definitions if name not in known]
+
+
+def marks(definition: Any) -> Iterator[tuple[str, str]]:
+    """`(node, gradient op type)` of the nodes with a custom gradient."""
+    for node in definition.node_def:
+        if MARK in node.attr and node.op not in _CALLS:
+            yield node.name, node.attr[MARK].s.decode()
+
+
+def _add_gradient(
+    collector: FunctionCollector, function: str, node_name: str, op_type: str
+) -> None:
+    try:
+        gradient = tfi.gradient_registry.lookup(op_type)
+    except LookupError:
+        return
+    graph = collector.library.graphs.get(function)
+    if graph is None:
+        raise GradientError(
+            f"Cannot export the custom gradient of {node_name!r} in {function!r}: the function has "
+            "no graph in this process. Export with experimental_custom_gradients=False."
+        )
+    traced = _trace(gradient, graph.get_operation_by_name(node_name), function)
+    bound = _bind(collector, traced, function)
+    collector.library.functions[bound.name] = bound
+    collector.add_definitions(traced)
+    collector.library.gradients[op_type] = bound.name
+
+
+def _trace(gradient: Any, op: Any, function: str) -> Any:
+    """Traces the gradient of one op inside the graph of the op, so that it captures from there."""
+    with op.graph.as_default():
+        graph = tfi.FuncGraph("gradient")
+        with graph.as_default(), tf.device(None):
+            arguments = [_placeholder(output, index) for index, output in enumerate(op.outputs)]
+            try:
+                results = gradient(op, *arguments)
+            except Exception as error:
+                raise GradientError(
+                    f"Cannot export the custom gradient of {op.name!r} in {function!r}: tracing it "
+                    f"failed with {type(error).__name__}: {error}. Mend the gradient, or export "
+                    "with experimental_custom_gradients=False."
+                ) from error
+            results = list(results) if isinstance(results, (list, tuple)) else [results]
+            graph.structured_outputs = [
+                None if x is None else graph.capture(tf.convert_to_tensor(x)) for x in results
+            ]
+    graph.inputs = [*arguments, *graph.internal_captures]
+    graph.outputs = [x for x in graph.structured_outputs if x is not None]
+    return tfi.atomic_function_from_graph(_new_name(), graph, {})
+
+
+def _new_name() -> str:
+    for number in _NUMBERS:
+        name = f"__inference_gradient_{number}"
+        if not tfi.eager_context().has_function(name):
+            return name
+    raise AssertionError("an endless counter ended")
+
+
+def _placeholder(output: Any, index: int) -> Any:
+    placeholder = tf.compat.v1.placeholder(output.dtype, output.shape, name=f"grad_{index}")
+    tfi.copy_handle_data(output, placeholder)
+    return placeholder
+
+
+def _bind(collector: FunctionCollector, traced: Any, function: str) -> BoundFunction:
+    described = f"the custom gradient in {function!r}"
+    graph = traced.graph
+    bindings = []
+    for capture in graph.external_captures:
+        resolved = _outermost(capture)
+        if isinstance(resolved, tf.Tensor) and not hasattr(resolved, "numpy"):
+            bindings.append(_captured(collector, resolved, function))
+        else:
+            bindings.append(collector.resolve(resolved, traced, described))
+    arguments = graph.inputs[: len(graph.inputs) - len(bindings)]
+    specs = tuple(tf.TensorSpec(x.shape, x.dtype) for x in arguments)
+    results = structures.to_specs(graph.structured_outputs)
+    return BoundFunction(function_name(traced), bindings, (specs, {}), results, traced)
+
+
+def _outermost(tensor: Any) -> Any:
+    """What a tensor of a graph is a capture of, as far out as it goes."""
+    while hasattr(tensor, "graph") and not hasattr(tensor, "numpy"):
+        graph = tensor.graph
+        outer = _captured_from(graph, tensor)
+        if outer is None:
+            return tensor
+        tensor = outer
+    return tensor
+
+
+def _captured_from(graph: Any, tensor: Any) -> Any:
+    for external, internal in getattr(graph, "captures", ()):
+        if internal is tensor:
+            return external
+    return None
+
+
+def _captured(collector: FunctionCollector, tensor: Any, function: str) -> CapturedTensor:
+    owner = _owner(collector, tensor.graph)
+    if owner is None:
+        raise GradientError(
+            f"Cannot export a custom gradient in {function!r}: it reads {tensor.name!r}, which is "
+            "no tensor of an exported function. Export with experimental_custom_gradients=False."
+        )
+    captured = CapturedTensor(owner, _tensor_name(collector, tensor, owner))
+    collector.bind(tensor, captured)
+    return captured
+
+
+def _owner(collector: FunctionCollector, graph: Any) -> str | None:
+    for name, known in collector.library.graphs.items():
+        if known is graph and name in collector.library.definitions:
+            return name
+    return None
+
+
+def _tensor_name(collector: FunctionCollector, tensor: Any, owner: str) -> str:
+    """The tensor's name once the loader has made a graph of the FunctionDef.
+
+    Arguments get the names that the FunctionDef gives them; nodes keep theirs.
+    """
+    for index, argument in enumerate(tensor.graph.inputs):
+        if argument is tensor:
+            definition = collector.library.definitions[owner]
+            return f"{definition.signature.input_arg[index].name}:0"
+    return tensor.name

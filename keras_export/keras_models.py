@@ -1,0 +1,549 @@
+"""What a Keras model says about itself: its arguments, their specs, and the names of its results.
+
+In: a Keras layer or model, and what the user overrides. Out: a traced `Endpoint`: one
+ConcreteFunction in inference mode whose inputs and outputs have the author's names, and the
+nested arguments and results of a Python call. The invariant: the model is traced once and is not
+changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from keras_export import structures
+from keras_export import tf_internals as tfi
+from keras_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendError,
+    SignatureError,
+    failure,
+)
+from keras_export.signatures import (
+    SignatureFunction,
+    SignatureInput,
+    SignatureOutput,
+    named_outputs,
+)
+from keras_export.tracking import is_keras_layer
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the forward pass.
+
+    Attributes:
+        name: its name in a Python call.
+        specs: `tf.TypeSpec`s, nested as the argument is.
+        names: the names of its tensors in the signature, in the order of `tf.nest.flatten`.
+    """
+
+    name: str
+    specs: Any
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How to call the forward pass and what its results are called.
+
+    Attributes:
+        call: takes the arguments by position.
+        arguments: in order.
+        name_outputs: names the flat results, given their nested specs.
+        notes: what the user should know about the names and specs.
+    """
+
+    call: Callable[..., Any]
+    arguments: tuple[Argument, ...]
+    name_outputs: Callable[[Any], list[SignatureOutput]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """A traced forward pass.
+
+    Attributes:
+        concrete: takes the tensors `a0, a1, …` in the order of `inputs`.
+        inputs: sorted by name, as the loaded function takes them.
+        outputs: sorted by name.
+        arguments: the nested arguments of a Python call.
+        results: the nested specs of what a Python call returns.
+        argument_order: for each flat argument of `concrete`, its position in a Python call.
+        result_order: for each flat result of a Python call, its position in `concrete`'s results.
+        notes: what the user should know.
+    """
+
+    concrete: Any
+    inputs: tuple[SignatureInput, ...]
+    outputs: tuple[SignatureOutput, ...]
+    arguments: tuple[Argument, ...]
+    results: Any
+    argument_order: tuple[int, ...]
+    result_order: tuple[int, ...]
+    notes: list[str] = field(default_factory=list)
+
+    def signature(self, key: str) -> SignatureFunction:
+        return SignatureFunction(key, self.concrete, self.inputs, self.outputs)
+
+    @property
+    def takes_named_inputs(self) -> bool:
+        """Whether `concrete` takes its tensors in the order of their names, as a signature does."""
+        names = [item.name for item in self.inputs]
+        return names == sorted(names, key=tfi.sanitize_arg_name)
+
+    @property
+    def argument_specs(self) -> tuple[Any, ...]:
+        """The nested specs of the arguments, each tensor with its name."""
+        return tuple(
+            tf.nest.pack_sequence_as(
+                argument.specs,
+                [_renamed_spec(spec, name)
+                 for spec, name in zip(tf.nest.flatten(argument.specs), argument.names)],
+            )
+            for argument in self.arguments
+        )
+
+
+def is_keras_model(obj: Any) -> bool:
+    """Whether `obj` is a Keras layer or model, on the backend that can be exported.
+
+    Raises:
+        BackendError: Keras runs on another backend than TensorFlow.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            "Cannot export: Keras runs on the backend "
+            f"{keras.backend.backend()!r}, and a SavedModel holds TensorFlow functions. Set the "
+            "environment variable KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+    return is_keras_layer(obj)
+
+
+def forward_of(
+    model: Any,
+    input_signature: Any = None,
+    names: str = "layers",
+    output_names: Sequence[str] | Mapping[str, str] | None = None,
+) -> Forward:
+    """Reads from a model how to call it and how its tensors are named.
+
+    Args:
+        model: a built Keras model or layer.
+        input_signature: specs that replace the model's own, one per argument.
+        names: `"layers"` for the author's names, `"keras"` for those of `Model.export`.
+        output_names: names for the results, in their order, or a map from old to new names.
+
+    Raises:
+        ArgumentError: the model is not built, or an option has an unknown value.
+        SignatureError: two tensors would get one name.
+    """
+    if names not in ("layers", "keras"):
+        raise ArgumentError(
+            failure("export", "names='layers' or names='keras'", f"names={names!r}")
+        )
+    symbolic = _symbolic(model)
+    if input_signature is not None:
+        arguments, notes = _given_arguments(model, symbolic, input_signature)
+    elif symbolic is not None:
+        arguments, notes = _symbolic_arguments(symbolic, names)
+    else:
+        arguments, notes = _recorded_arguments(model)
+    namer = _symbolic_namer(symbolic, names, notes) if symbolic is not None else _plain_names
+    return Forward(
+        _inference_call(model),
+        arguments,
+        lambda results: _renamed(namer(results), output_names, results),
+        tuple(notes),
+    )
+
+
+def trace(forward: Forward, name: str = "serve") -> Endpoint:
+    """Traces a forward pass once, outside the caller's device and strategy scopes."""
+    leaves = [
+        (leaf_name, spec)
+        for argument in forward.arguments
+        for leaf_name, spec in zip(argument.names, tf.nest.flatten(argument.specs))
+    ]
+    _refuse_duplicates([leaf_name for leaf_name, _ in leaves])
+    order = sorted(range(len(leaves)), key=lambda i: tfi.sanitize_arg_name(leaves[i][0]))
+    keywords = {index: f"a{rank:06d}" for rank, index in enumerate(order)}
+    found: dict[str, Any] = {}
+
+    def serve(**tensors: Any) -> Any:
+        flat = [tensors[keywords[index]] for index in range(len(leaves))]
+        results = forward.call(*_packed(forward.arguments, flat))
+        found["results"] = results = _as_tensors(results)
+        found["outputs"] = forward.name_outputs(structures.to_specs(results))
+        flat_results = tf.nest.flatten(results, expand_composites=True)
+        return [
+            flat_results[position]
+            for output in sorted(found["outputs"], key=lambda x: x.name)
+            for position in output.positions
+        ]
+
+    serve.__name__ = name
+    specs = {keywords[index]: _unnamed(spec) for index, (_, spec) in enumerate(leaves)}
+    with tf.device(None):
+        concrete = tf.function(serve, autograph=False).get_concrete_function(**specs)
+    inputs = tuple(_flat_inputs([leaves[index] for index in order]))
+    outputs, result_order = _flat_outputs(found["outputs"])
+    _refuse_duplicates([x.name for x in inputs])
+    return Endpoint(
+        concrete,
+        inputs,
+        outputs,
+        forward.arguments,
+        structures.to_specs(found["results"]),
+        _flat_order(leaves, order),
+        result_order,
+        list(forward.notes),
+    )
+
+
+def _flat_order(leaves: list[tuple[str, Any]], order: list[int]) -> tuple[int, ...]:
+    """For each flat tensor of the leaves in `order`, its position in the leaves as they came."""
+    widths = [len(tf.nest.flatten(spec, expand_composites=True)) for _, spec in leaves]
+    starts = [sum(widths[:index]) for index in range(len(widths))]
+    return tuple(starts[index] + offset for index in order for offset in range(widths[index]))
+
+
+def _renamed_spec(spec: Any, name: str) -> Any:
+    return tf.TensorSpec(spec.shape, spec.dtype, name) if isinstance(spec, tf.TensorSpec) else spec
+
+
+def _unnamed(spec: Any) -> Any:
+    return tf.TensorSpec(spec.shape, spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
+
+
+def _as_tensors(results: Any) -> Any:
+    return tf.nest.map_structure(
+        lambda x: x if x is None or isinstance(x, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor))
+        or hasattr(x, "_type_spec") else tf.convert_to_tensor(x),
+        results,
+    )
+
+
+def _packed(arguments: Sequence[Argument], flat: list[Any]) -> list[Any]:
+    packed, start = [], 0
+    for argument in arguments:
+        end = start + len(argument.names)
+        packed.append(tf.nest.pack_sequence_as(argument.specs, flat[start:end]))
+        start = end
+    return packed
+
+
+def _flat_inputs(leaves: list[tuple[str, Any]]) -> list[SignatureInput]:
+    found: list[SignatureInput] = []
+    for name, spec in leaves:
+        for index, part in enumerate(tf.nest.flatten(spec, expand_composites=True)):
+            part_name = f"{name}_{index}" if index else name
+            flat_spec = tf.TensorSpec(part.shape, part.dtype, name=part_name)
+            found.append(SignatureInput(part_name, flat_spec, len(found)))
+    return found
+
+
+def _flat_outputs(
+    named: list[SignatureOutput],
+) -> tuple[tuple[SignatureOutput, ...], tuple[int, ...]]:
+    """The outputs by name, and where each flat result of the forward pass went."""
+    outputs, order = [], {}
+    for output in sorted(named, key=lambda x: x.name):
+        start = len(order)
+        for offset, position in enumerate(output.positions):
+            order[position] = start + offset
+        positions = tuple(range(start, start + len(output.positions)))
+        outputs.append(SignatureOutput(output.name, output.spec, positions))
+    return tuple(outputs), tuple(order[position] for position in sorted(order))
+
+
+def _refuse_duplicates(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SignatureError(
+                failure(
+                    "export", "a name of its own for each tensor",
+                    f"{names.count(name)} tensors called {name!r}",
+                    "Rename the layers, or pass `output_names=` or `input_signature=`.",
+                )
+            )
+
+
+# -- calling in inference mode ------------------------------------------------------------------
+
+
+def _inference_call(model: Any) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        return model(*args, training=False)
+
+    return call
+
+
+def _parameters(model: Any) -> list[str]:
+    parameters = inspect.signature(model.call).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+# -- models with symbolic inputs ----------------------------------------------------------------
+
+
+def _symbolic(model: Any) -> Any:
+    """The Functional in a model that has symbolic inputs and outputs, or None."""
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        functional = getattr(model, "_functional", None)
+        if functional is None and not model.built:
+            raise ArgumentError(_unbuilt(model))
+        return functional
+    return model if _is_functional(model) else None
+
+
+def _is_functional(model: Any) -> bool:
+    return isinstance(model, tfi.keras_functional_class())
+
+
+def _unbuilt(model: Any) -> str:
+    return failure(
+        f"export the model {model.name!r}", "a model that is built", "one without inputs",
+        "Build it first: `model.build((None, 32))`, with your input shape, or start it with "
+        "`keras.Input(shape=(32,), name='x')`.",
+    )
+
+
+def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ...], list[str]]:
+    structure = functional.input
+    notes: list[str] = []
+    flat = list(tfi.flatten_with_tuple_paths(structure))
+    leaf_names = [_input_name(path, tensor, names, notes) for path, tensor in flat]
+    specs = tf.nest.map_structure(spec_of, structure)
+    return (Argument("inputs", specs, tuple(leaf_names)),), notes
+
+
+def _input_name(path: tuple[Any, ...], tensor: Any, names: str, notes: list[str]) -> str:
+    if names == "layers" and path and isinstance(path[-1], str):
+        return _graph_name(path[-1], "input", notes)
+    operation = tensor._keras_history.operation
+    _flag_counted(operation, "input", notes)
+    return _graph_name(operation.name, "input", notes)
+
+
+def _graph_name(name: str, kind: str, notes: list[str]) -> str:
+    mapped = structures.graph_name(name)
+    if mapped != name:
+        notes.append(
+            f"the {kind} {name!r} is called {mapped!r}: only letters, digits and _ are kept"
+        )
+    return mapped
+
+
+def _flag_counted(operation: Any, kind: str, notes: list[str]) -> None:
+    """Keras numbers the layers that nobody named, across all models of the process."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(operation).__name__)
+    if re.fullmatch(re.escape(snake.lower()) + r"(_\d+)?", operation.name):
+        notes.append(
+            f"the {kind} name {operation.name!r} was given by Keras's counter and changes with the "
+            "process; name the layer to keep it"
+        )
+
+
+def _symbolic_namer(
+    functional: Any, names: str, notes: list[str]
+) -> Callable[[Any], list[SignatureOutput]]:
+    if names == "keras":
+        return _plain_names
+    structure = functional.output
+    taken: dict[str, int] = {}
+    leaf_names = []
+    for path, tensor in tfi.flatten_with_tuple_paths(structure):
+        if path and isinstance(path[-1], str):
+            leaf_names.append(_graph_name(path[-1], "output", notes))
+            continue
+        operation = tensor._keras_history.operation
+        _flag_counted(operation, "output", notes)
+        leaf_names.append(_numbered(_graph_name(operation.name, "output", notes), taken))
+
+    def name_outputs(results: Any) -> list[SignatureOutput]:
+        return _positioned(leaf_names, tf.nest.flatten(results))
+
+    return name_outputs
+
+
+def _numbered(name: str, taken: dict[str, int]) -> str:
+    count = taken.get(name, 0)
+    taken[name] = count + 1
+    return f"{name}_{count}" if count else name
+
+
+def _positioned(names: Sequence[str], specs: Sequence[Any]) -> list[SignatureOutput]:
+    outputs, position = [], 0
+    for name, spec in zip(names, specs):
+        width = len(tf.nest.flatten(spec, expand_composites=True))
+        outputs.append(SignatureOutput(name, spec, tuple(range(position, position + width))))
+        position += width
+    return outputs
+
+
+def _plain_names(results: Any) -> list[SignatureOutput]:
+    return named_outputs(results, "the model")
+
+
+def _renamed(
+    outputs: list[SignatureOutput], wanted: Sequence[str] | Mapping[str, str] | None, results: Any
+) -> list[SignatureOutput]:
+    if wanted is None:
+        new_names = [output.name for output in outputs]
+    elif isinstance(wanted, Mapping):
+        unknown = sorted(set(wanted) - {output.name for output in outputs})
+        if unknown:
+            raise ArgumentError(_wrong_output_names(f"output_names with {unknown}", outputs))
+        new_names = [wanted.get(output.name, output.name) for output in outputs]
+    else:
+        new_names = [wanted] if isinstance(wanted, str) else list(wanted)
+        if len(new_names) != len(outputs):
+            raise ArgumentError(_wrong_output_names(f"output_names={new_names!r}", outputs))
+    _refuse_duplicates(new_names)
+    return [
+        SignatureOutput(name, output.spec, output.positions)
+        for name, output in zip(new_names, outputs)
+    ]
+
+
+def _wrong_output_names(received: str, outputs: list[SignatureOutput]) -> str:
+    listed = ", ".join(repr(output.name) for output in outputs)
+    return failure(
+        "export", f"one name for each of the {len(outputs)} outputs ({listed})", received
+    )
+
+
+# -- models without symbolic inputs -------------------------------------------------------------
+
+
+def _recorded_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not model.built or not shapes:
+        raise ArgumentError(_never_called(model))
+    parameters = _parameters(model)
+    arguments, notes = [], []
+    for position, (key, shape) in enumerate(shapes.items()):
+        name = key.removesuffix("_shape")
+        if name not in parameters:
+            name = parameters[position]
+        arguments.append(_argument(name, _shapes_to_specs(shape, model.input_dtype), notes))
+    if len(arguments) > 1:
+        raise ArgumentError(_several_arguments(model, arguments))
+    notes.append(
+        f"dtype assumed: Keras recorded only the shape of {arguments[0].name!r}, so its dtype is "
+        f"the model's input_dtype, {model.input_dtype}; pass input_signature= to say another"
+    )
+    return tuple(arguments), notes
+
+
+def _shapes_to_specs(shape: Any, dtype: str) -> Any:
+    if isinstance(shape, Mapping):
+        return {key: _shapes_to_specs(value, dtype) for key, value in shape.items()}
+    if isinstance(shape, (list, tuple)) and not all(x is None or isinstance(x, int) for x in shape):
+        return type(shape)(_shapes_to_specs(value, dtype) for value in shape)
+    return tf.TensorSpec([None, *shape[1:]], dtype)
+
+
+def _argument(name: str, specs: Any, notes: list[str]) -> Argument:
+    flat = structures.flat_names(specs, name)
+    notes.extend(
+        f"the input {raw!r} is called {mapped!r}: only letters, digits and _ are kept"
+        for raw, mapped in flat.mapped.items()
+    )
+    return Argument(name, specs, tuple(leaf_name for leaf_name, _ in flat))
+
+
+def _never_called(model: Any) -> str:
+    return failure(
+        f"export the model {model.name!r}", "a model that was called, or an input_signature",
+        f"a {type(model).__name__} that was never called",
+        "Call it once on a batch, or say what it takes: `export(model, path, "
+        "input_signature=[tf.TensorSpec([None, 32], tf.float32, name='x')])`.",
+    )
+
+
+def _several_arguments(model: Any, arguments: list[Argument]) -> str:
+    specs = ", ".join(
+        f"tf.TensorSpec({spec.shape.as_list()}, tf.{spec.dtype.name}, name={name!r})"
+        for argument in arguments
+        for name, spec in zip(argument.names, tf.nest.flatten(argument.specs))
+    )
+    return failure(
+        f"export the model {model.name!r}",
+        "an input_signature for a model whose call takes several tensors",
+        f"{len(arguments)} arguments of which Keras recorded the shapes alone",
+        f"Write `input_signature=[{specs}]` with the right dtypes.",
+    )
+
+
+# -- an input signature that the user gave ------------------------------------------------------
+
+
+def _given_arguments(
+    model: Any, symbolic: Any, input_signature: Any
+) -> tuple[tuple[Argument, ...], list[str]]:
+    per_argument = _per_argument(symbolic, input_signature)
+    parameters = ["inputs"] if symbolic is not None else _parameters(model)
+    arguments, notes = [], []
+    for position, given in enumerate(per_argument):
+        specs = tf.nest.map_structure(spec_of, given)
+        name = parameters[position] if position < len(parameters) else f"input_{position}"
+        arguments.append(_named_by_specs(_argument(name, specs, notes), given, notes))
+    return tuple(arguments), notes
+
+
+def _per_argument(symbolic: Any, input_signature: Any) -> list[Any]:
+    """One structure per argument: a bare structure for the only argument is accepted."""
+    if isinstance(input_signature, (list, tuple)) and not hasattr(input_signature, "_fields"):
+        if symbolic is not None and len(input_signature) > 1:
+            return [type(symbolic.input)(input_signature)
+                    if isinstance(symbolic.input, (list, tuple)) else list(input_signature)]
+        return list(input_signature)
+    return [input_signature]
+
+
+def _named_by_specs(argument: Argument, given: Any, notes: list[str]) -> Argument:
+    raw = [getattr(leaf, "name", None) for leaf in tf.nest.flatten(given)]
+    names = [
+        _graph_name(str(name), "input", notes) if isinstance(name, str) and name else default
+        for name, default in zip(raw, argument.names)
+    ]
+    return Argument(argument.name, argument.specs, tuple(names))
+
+
+def spec_of(value: Any) -> Any:
+    """The `tf.TypeSpec` of a spec, KerasTensor, `keras.InputSpec`, tensor or array.
+
+    Raises:
+        ArgumentTypeError: it is none of these, or says no shape or dtype.
+    """
+    if isinstance(value, tf.TypeSpec):
+        return value
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        return tf.type_spec_from_value(value)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        raise ArgumentTypeError(
+            failure(
+                "read input_signature", "tf.TensorSpec, keras.InputSpec, KerasTensor or an array",
+                f"{value!r} ({type(value).__name__})", "Give both shape and dtype.",
+            )
+        )
+    dtype = tf.as_dtype(dtype)
+    if getattr(value, "sparse", False):
+        return tf.SparseTensorSpec(shape, dtype)
+    if getattr(value, "ragged", False):
+        return tf.RaggedTensorSpec(shape, dtype, ragged_rank=getattr(value, "ragged_rank", 1) or 1)
+    return tf.TensorSpec(shape, dtype)

@@ -1,0 +1,153 @@
+"""Every private TensorFlow and Keras name that keras_export uses, each with the reason.
+
+What comes in: nothing. What goes out: the names below. The invariant: no other module imports
+from `tensorflow.python`, `tensorflow.core` or `keras.src`, so that a release that moves something
+breaks this file alone, with a message that names what moved (`tests/test_tf_internals.py`).
+Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
+"""
+
+from __future__ import annotations
+
+# The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
+# them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
+from tensorflow.core.framework import (
+    attr_value_pb2,
+    function_pb2,
+    graph_pb2,
+    node_def_pb2,
+    op_def_pb2,
+    tensor_pb2,
+    tensor_shape_pb2,
+    types_pb2,
+    versions_pb2,
+)
+from tensorflow.core.protobuf import (
+    fingerprint_pb2,
+    meta_graph_pb2,
+    saved_model_pb2,
+    saved_object_graph_pb2,
+    saver_pb2,
+    struct_pb2,
+    trackable_object_graph_pb2,
+)
+
+# `Trackable` is the type that decides what can be saved; there is no public alias.
+from tensorflow.python.trackable.base import Trackable
+
+# The lists, dicts and tuples that attribute assignment wraps are told from objects by this base.
+from tensorflow.python.trackable.data_structures import TrackableDataStructure
+
+# `tf.saved_model.Asset` and `TrackableResource` are public; the base of the latter is not, and
+# tables derive from the base.
+from tensorflow.python.trackable.resource import CapturableResource
+
+# Where tables and others are asked whether they serialize through tensors or old saveables.
+from tensorflow.python.training.saving.saveable_object_util import (
+    trackable_has_serialize_to_tensor,
+)
+
+# The concrete class behind `tf.function`; `tf.types.experimental.PolymorphicFunction` is abstract
+# and lacks the listing of concrete functions for serialization.
+from tensorflow.python.eager.polymorphic_function.polymorphic_function import (
+    Function as PolymorphicFunction,
+)
+from tensorflow.python.eager.polymorphic_function.concrete_function import ConcreteFunction
+
+# A definition is fetched from the eager context by name: `ConcreteFunction.function_def` is a live
+# proto that must not be changed, and nested functions have no Python object to ask.
+from tensorflow.python.eager.context import context as eager_context
+
+# A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
+from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.framework.func_graph import UnknownArgument
+
+# Whether a `tf.function` is being traced right now, and the registry that custom gradients are in.
+from tensorflow.python.framework.ops import gradient_registry, inside_function
+
+# Specs of variables passed as arguments, which no signature can have.
+from tensorflow.python.ops.resource_variable_ops import (
+    BaseResourceVariable,
+    VariableSpec,
+    is_resource_variable,
+)
+
+# Registered classes and revived types: what third parties told TensorFlow to write for them.
+from tensorflow.python.saved_model import registration, revived_types
+
+# `in_save_context` and the context that distributed variables ask for their primary handle.
+from tensorflow.python.saved_model import save_context
+
+# The type of `.signatures` of a loaded SavedModel, the only one that may stand at that name.
+from tensorflow.python.saved_model.signature_serialization import _SignatureMap as SignatureMap
+
+# The farm hashes of a fingerprint; no public API computes them.
+from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting as fingerprinting
+
+# Distributed variables are told apart by this check.
+from tensorflow.python.distribute.distribute_utils import is_distributed_variable
+
+# The version numbers that a GraphDef carries.
+from tensorflow.python.framework.versions import (
+    GRAPH_DEF_VERSION,
+    GRAPH_DEF_VERSION_MIN_CONSUMER,
+)
+
+# TensorFlow's own encoder and decoder of `StructuredValue`, with the codecs that third parties
+# registered; public only as `tf.__internal__`.
+from tensorflow.python.saved_model.nested_structure_coder import (
+    NotEncodableError,
+    decode_proto as decode_structure,
+    encode_structure,
+)
+from tensorflow.python.saved_model.nested_structure_coder import _codecs as structure_codecs
+
+# The names under which TypeSpecs are written; registering is public for ExtensionType alone.
+from tensorflow.python.framework import type_spec_registry
+
+# Specs that the format has a number for and that no public module exports.
+from tensorflow.python.distribute.values import PerReplicaSpec
+from tensorflow.python.framework.extension_type import ExtensionTypeSpec
+from tensorflow.python.framework.tensor import BoundedTensorSpec
+from tensorflow.python.ops.ragged.row_partition import RowPartitionSpec
+
+# The base of ragged, sparse and user-defined tensors; public only as `tf.__internal__`.
+from tensorflow.python.framework.composite_tensor import CompositeTensor
+
+# `tf.nest` flattens in the same order but does not tell the path of a leaf.
+from tensorflow.python.util.nest import flatten_with_tuple_paths
+
+# The registered definition of an op, with its default attributes; no public API returns it.
+from tensorflow.python.framework.op_def_registry import get as op_def_of
+
+# The C++ comparison of attribute values, by which a loader decides what is a default.
+from tensorflow.python.client.pywrap_tf_session import (
+    EqualAttrValueWrapper as attribute_difference,
+)
+
+# A function is made of a traced bare graph by this; `tf.function` would trace again.
+from tensorflow.python.eager.polymorphic_function.atomic_function import (
+    from_func_graph as atomic_function_from_graph,
+)
+
+# A placeholder that stands for a resource must know the shape of what the resource holds.
+from tensorflow.python.ops.handle_data_util import copy_handle_data
+
+# Objects make their resources into maps of this kind.
+from tensorflow.python.util.object_identity import ObjectIdentityDictionary
+
+# How TensorFlow turns a tensor's name into a keyword argument; the loader does it again.
+from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
+
+# The full argument spec of a function, as the format stores it.
+from tensorflow.python.util.tf_inspect import FullArgSpec
+
+
+def keras_functional_class() -> type:
+    """The class of models with symbolic inputs: `keras.Model` is their public base, but a subclass
+    that was built from a call has the same attributes and no graph of layers.
+
+    Imported on use: a program that exports plain TensorFlow modules need not wait for Keras.
+    """
+    from keras.src.models.functional import Functional
+
+    return Functional

@@ -1,0 +1,431 @@
+"""Walks a trackable object and lists what an artifact of it must hold.
+
+In: the object that the user exports. Out: a `TrackedGraph`, the nodes in the order in which they
+get their ids, each with its attribute path, its children and its kind. The invariant: the nodes
+that `tf.train.Checkpoint(obj)` would reach come first, in its order and under its names, so that
+the checkpoint keys are those of a training checkpoint; what only a SavedModel needs (functions,
+tables' functions, Keras's lists of layers) comes after them.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from keras_export import tf_internals as tfi
+from keras_export.errors import UninitializedError, UnsupportedError, failure
+
+Kind = Literal["variable", "asset", "resource", "function", "concrete_function", "object"]
+
+# Keras keeps its compiled step functions in these attributes; they are no part of a model.
+_KERAS_STEP_FUNCTIONS = frozenset({"train_function", "test_function", "predict_function"})
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A list or dict of trackables that Keras tracks but TensorFlow does not wrap."""
+
+    items: dict[str, Any]
+    identifier: Literal["trackable_list_wrapper", "trackable_dict_wrapper"]
+
+
+@dataclass(eq=False)
+class Node:
+    """One object of the graph.
+
+    Attributes:
+        obj: the trackable; a Keras variable is represented by the `tf.Variable` inside it.
+        path: attribute names from the root to the object.
+        kind: what the SavedModel stores it as.
+        children: the edges, by name.
+        in_checkpoint: whether a training checkpoint of the root reaches it.
+        slots: `(slot name, variable, slot variable)` of a legacy optimizer.
+        keras_variable: the Keras variable around `obj`, if there is one.
+    """
+
+    obj: Any
+    path: tuple[str, ...]
+    kind: Kind
+    children: dict[str, Node] = field(default_factory=dict)
+    in_checkpoint: bool = True
+    slots: list[tuple[str, Node, Node]] = field(default_factory=list)
+    slot_key: str | None = None
+    keras_variable: Any = None
+
+    def __repr__(self) -> str:
+        return f"Node({self.kind} at {path_text(self.path)})"
+
+
+@dataclass(eq=False)
+class TrackedGraph:
+    """The objects of an export, in the order of their ids.
+
+    Attributes:
+        nodes: all nodes; the first one is the root.
+        notes: what the user should know about the walk.
+    """
+
+    nodes: list[Node]
+    notes: list[str] = field(default_factory=list)
+    _by_id: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+    def find(self, obj: Any) -> Node | None:
+        """The node of `obj`, or None where the walk did not reach it."""
+        return self._by_id.get(id(unwrap_variable(obj)))
+
+    def of_kind(self, *kinds: Kind) -> Iterator[Node]:
+        return (node for node in self.nodes if node.kind in kinds)
+
+    def attach(self, parent: Node, name: str, obj: Any) -> Node:
+        """Adds `obj` as a child that the live object does not have, and returns its node."""
+        node = self.find(obj)
+        if node is None:
+            node = self._add(obj, (*parent.path, name))
+            node.in_checkpoint = False
+        parent.children[name] = node
+        return node
+
+    def _add(self, obj: Any, path: tuple[str, ...]) -> Node:
+        held = unwrap_variable(obj, path)
+        wrapper = obj if held is not obj else None
+        node = Node(held, path, kind_of(held), keras_variable=wrapper)
+        self.nodes.append(node)
+        self._by_id[id(held)] = node
+        return node
+
+
+def track(
+    root: Any,
+    exclude: Callable[[Any], bool] = lambda _: False,
+    attached: dict[str, Any] | None = None,
+) -> TrackedGraph:
+    """Walks `root` breadth first.
+
+    Args:
+        root: a TensorFlow trackable.
+        exclude: says which children are left out, with all that only they lead to.
+        attached: children of the root that the live object does not have, by name; a list or
+            dict among them becomes a list or dict of the loaded object.
+
+    Returns:
+        The graph; its nodes keep the objects alive.
+
+    Raises:
+        UnsupportedError: an object cannot list its children.
+        UninitializedError: a Keras variable has no value yet.
+    """
+    walk = _Walk(exclude)
+    walk.trace_functions(root)
+    graph = TrackedGraph([])
+    graph._add(root, ())
+    walk.breadth_first(graph, 0, walk.checkpoint_children, in_checkpoint=True)
+    for name, obj in (attached or {}).items():
+        graph.attach(graph.root, name, _as_trackable(obj))
+    walk.add_saved_model_children(graph)
+    _add_keras_variable_lists(graph)
+    _add_slots(graph)
+    return graph
+
+
+def path_text(path: Iterable[str], root: str = "obj") -> str:
+    """The path as a Python expression, `obj.layers[0].kernel`."""
+    text = root
+    for name in path:
+        text += f"[{name}]" if name.isdigit() else f".{name}"
+    return text
+
+
+def unwrap_variable(obj: Any, path: tuple[str, ...] = ()) -> Any:
+    """The `tf.Variable` of a Keras variable; anything else as it is."""
+    if not is_keras_variable(obj):
+        return obj
+    if obj._value is None:
+        raise UninitializedError(
+            failure(
+                f"export {path_text(path)}",
+                "a variable with a value",
+                f"variable={obj.path!r} without one",
+                "Build the model first: call it once, or `model.build(input_shape)`.",
+            )
+        )
+    return obj._value
+
+
+def is_keras_variable(obj: Any) -> bool:
+    return (keras := _keras()) is not None and isinstance(obj, keras.Variable)
+
+
+def is_keras_layer(obj: Any) -> bool:
+    return (keras := _keras()) is not None and isinstance(obj, keras.layers.Layer)
+
+
+def is_keras_optimizer(obj: Any) -> bool:
+    return (keras := _keras()) is not None and isinstance(obj, keras.optimizers.Optimizer)
+
+
+def _keras() -> Any:
+    # A program that never imported Keras holds no Keras object, and need not wait for the import.
+    module = sys.modules.get("keras")
+    return module if module is not None and hasattr(module, "optimizers") else None
+
+
+def kind_of(obj: Any) -> Kind:
+    """What a SavedModel stores `obj` as."""
+    if isinstance(obj, tfi.PolymorphicFunction):
+        return "function"
+    if isinstance(obj, tfi.ConcreteFunction):
+        return "concrete_function"
+    if isinstance(obj, tf.saved_model.Asset):
+        return "asset"
+    if tfi.is_resource_variable(obj):
+        return "variable"
+    if isinstance(obj, tfi.CapturableResource):
+        return "resource"
+    return "object"
+
+
+class _Walk:
+    """The children of objects, each listed once: listing may trace functions or make new objects."""
+
+    def __init__(self, exclude: Callable[[Any], bool]):
+        self._exclude = exclude
+        self._saved_model_children: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._cache: dict[Any, Any] = {}
+
+    def trace_functions(self, root: Any) -> None:
+        """Lists everything once: a function's first trace may create and track variables."""
+        seen: dict[int, Any] = {}
+        queue = collections.deque([((), root)])
+        while queue:
+            path, obj = queue.popleft()
+            if id(obj) in seen or isinstance(obj, tfi.ConcreteFunction):
+                continue
+            seen[id(obj)] = obj
+            children = dict(self.checkpoint_children(obj, path))
+            children.update(self.saved_model_children(obj, path))
+            queue.extend(((*path, name), child) for name, child in children.items())
+
+    def breadth_first(
+        self,
+        graph: TrackedGraph,
+        start: int,
+        children_of: Callable[[Any, tuple[str, ...]], dict[str, Any]],
+        *,
+        in_checkpoint: bool,
+    ) -> None:
+        position = start
+        while position < len(graph.nodes):
+            node = graph.nodes[position]
+            position += 1
+            for name, child in children_of(node.obj, node.path).items():
+                known = graph.find(child)
+                if known is None:
+                    known = graph._add(child, (*node.path, name))
+                    known.in_checkpoint = in_checkpoint
+                node.children[name] = known
+
+    def add_saved_model_children(self, graph: TrackedGraph) -> None:
+        def both(obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+            return {**self.checkpoint_children(obj, path), **self.saved_model_children(obj, path)}
+
+        self.breadth_first(graph, 0, both, in_checkpoint=False)
+
+    def checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        if isinstance(obj, (Collection, tfi.PolymorphicFunction, tfi.ConcreteFunction)):
+            return {}
+        found = _list(obj, path, lambda: tf.train.TrackableView.children(obj))
+        return {
+            name: child
+            for name, child in found.items()
+            if not isinstance(child, (tfi.PolymorphicFunction, tfi.ConcreteFunction))
+            and not self._exclude(child)
+        }
+
+    def saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        known = self._saved_model_children.get(id(obj))
+        if known is None:
+            found = self._list_saved_model_children(obj, path)
+            found = {name: child for name, child in found.items() if not self._exclude(child)}
+            known = self._saved_model_children[id(obj)] = (obj, found)
+        return known[1]
+
+    def _list_saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        if isinstance(obj, Collection):
+            return obj.items
+        if isinstance(obj, tfi.PolymorphicFunction):
+            # Named by the traces themselves in the artifact; listing them here traces the function.
+            _list(obj, path, obj._list_all_concrete_functions_for_serialization)
+            return {}
+        if isinstance(obj, tfi.ConcreteFunction) or is_keras_optimizer(obj):
+            return {}
+        if is_keras_layer(obj):
+            return {**_keras_functions(obj), **_keras_collections(obj)}
+        return _list(
+            obj,
+            path,
+            lambda: tf.train.TrackableView.children(
+                obj, save_type="savedmodel", cache=self._cache
+            ),
+        )
+
+
+def _list(obj: Any, path: tuple[str, ...], lister: Callable[[], Any]) -> Any:
+    try:
+        return lister()
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"Cannot export {path_text(path)} ({type(obj).__name__}): {error}"
+        ) from error
+
+
+def _keras_functions(layer: Any) -> dict[str, Any]:
+    """The `tf.function`s that are methods or attributes of a Keras layer.
+
+    TensorFlow finds them by `dir()` and `getattr`, which runs every property of every layer.
+    """
+    names = dict.fromkeys(_function_names(type(layer)))
+    for name, value in vars(layer).items():
+        if isinstance(value, (tfi.PolymorphicFunction, tfi.ConcreteFunction)):
+            names[name] = None
+    return {name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS}
+
+
+def _function_names(cls: type) -> list[str]:
+    return [
+        name
+        for name in {name: None for base in cls.__mro__ for name in vars(base)}
+        if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)
+    ]
+
+
+def _keras_collections(layer: Any) -> dict[str, Collection]:
+    """The lists and dicts of layers or variables that Keras tracks and a checkpoint leaves out."""
+    found = {}
+    for name in getattr(layer, "_tracked", ()):
+        collection = _as_trackable(getattr(layer, name, None))
+        if isinstance(collection, Collection) and collection.items:
+            found[name] = collection
+    return found
+
+
+def _as_trackable(value: Any) -> Any:
+    """Lists, tuples, sets and dicts as `Collection`s of what is trackable in them."""
+    if isinstance(value, tfi.Trackable):
+        return value
+    if isinstance(value, dict):
+        return Collection(_trackable_items(value.items()), "trackable_dict_wrapper")
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return Collection(_trackable_items(enumerate(value)), "trackable_list_wrapper")
+    return value
+
+
+def _trackable_items(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    items = {str(key): _as_trackable(value) for key, value in pairs}
+    return {
+        key: value
+        for key, value in items.items()
+        if isinstance(value, tfi.Trackable) or (isinstance(value, Collection) and value.items)
+    }
+
+
+def _add_keras_variable_lists(graph: TrackedGraph) -> None:
+    """Gives each outermost Keras layer the lists of its variables that Keras's own export gives.
+
+    They also hold what nothing else leads to: the states of seed generators, for instance.
+    """
+    for node in _outermost_layers(graph):
+        for name in ("variables", "trainable_variables", "non_trainable_variables"):
+            if name not in node.children:
+                attach_list(graph, node, name, getattr(node.obj, name))
+
+
+def attach_list(graph: TrackedGraph, parent: Node, name: str, variables: Iterable[Any]) -> Node:
+    """Attaches `variables` to `parent` as a list of the loaded object."""
+    items = {str(index): variable for index, variable in enumerate(variables)}
+    node = graph.attach(parent, name, Collection(items, "trackable_list_wrapper"))
+    for key, variable in items.items():
+        graph.attach(node, key, variable)
+    return node
+
+
+def _outermost_layers(graph: TrackedGraph) -> list[Node]:
+    inner: set[int] = set()
+    outermost = []
+    for node in graph.nodes:
+        if is_keras_layer(node.obj) and id(node) not in inner:
+            outermost.append(node)
+            inner.update(id(below) for below in descendants(node))
+    return [node for node in outermost if id(node) not in inner]
+
+
+def descendants(node: Node) -> Iterator[Node]:
+    """All nodes below `node`, without it (unless a cycle leads back)."""
+    seen: set[int] = set()
+    queue = list(node.children.values())
+    while queue:
+        below = queue.pop()
+        if id(below) not in seen:
+            seen.add(id(below))
+            yield below
+            queue.extend(below.children.values())
+
+
+def _add_slots(graph: TrackedGraph) -> None:
+    """Adds the slot variables of optimizers that keep them beside their variables.
+
+    Keras 3 optimizers list theirs as children; those of TensorFlow and Keras 2 do not.
+    """
+    variables = [node for node in graph.nodes if node.kind == "variable"]
+    for optimizer in list(graph.nodes):
+        if not hasattr(type(optimizer.obj), "get_slot_names"):
+            continue
+        for slot_name in optimizer.obj.get_slot_names():
+            for variable in variables:
+                _add_slot(graph, optimizer, slot_name, variable)
+
+
+def _add_slot(graph: TrackedGraph, optimizer: Node, slot_name: str, variable: Node) -> None:
+    try:
+        slot = optimizer.obj.get_slot(variable.obj, slot_name)
+    except (AttributeError, KeyError):
+        return
+    if slot is None:
+        return
+    if graph.find(slot) is not None:
+        raise UnsupportedError(
+            failure(
+                f"export {path_text(graph.find(slot).path)}",  # type: ignore[union-attr]
+                "a slot variable that only its optimizer holds",
+                f"slot={slot_name!r} of {path_text(optimizer.path)}",
+                "Do not assign slot variables to attributes.",
+            )
+        )
+    node = graph._add(slot, (*variable.path, slot_name))
+    node.slot_key = slot_variable_key(variable.path, optimizer.path, slot_name)
+    optimizer.slots.append((slot_name, variable, node))
+
+
+def object_key(path: Iterable[str]) -> str:
+    """The checkpoint's name of an object: its path, with `.` as `..` and `/` as `.S`.
+
+    Source: tensorflow/core/protobuf/trackable_object_graph.proto and the keys that
+    `tf.train.Checkpoint` writes.
+    """
+    return "/".join(escape(name) for name in path)
+
+
+def slot_variable_key(variable: Iterable[str], optimizer: Iterable[str], slot_name: str) -> str:
+    return f"{object_key(variable)}/.OPTIMIZER_SLOT/{object_key(optimizer)}/{escape(slot_name)}"
+
+
+def escape(name: str) -> str:
+    return name.replace(".", "..").replace("/", ".S")

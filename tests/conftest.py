@@ -1,0 +1,43 @@
+"""Fixtures of the suite, and the environment that TensorFlow must see before it is imported."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import hypothesis
+import numpy as np
+import pytest
+from consumers import Consumers
+
+_SEED = 20
+
+# Examples are the same in every run of the suite; the soak profile looks for new ones.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(scope="session")
+def consumers() -> Iterator[Consumers]:
+    """Readers of artifacts in a fresh process, one for each worker of the test run."""
+    with Consumers() as readers:
+        yield readers
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Gives every test the same random numbers and the same generated layer names."""
+    random.seed(_SEED)
+    np.random.seed(_SEED)
+    if "keras" in sys.modules:
+        import keras
+
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(_SEED)
