@@ -331,7 +331,7 @@ def _bind_signatures(
     """Each signature with the function that serves it; equal ones share it."""
     bound, wrapped = [], {}
     for key, signature in sorted(found.signatures.items()):
-        same = (inner[key].name, signature.inputs, tuple(x.name for x in signature.outputs))
+        same = (inner[key].name, *(x.name for x in (*signature.inputs, *signature.outputs)))
         if same not in wrapped:
             wrapped[same] = _serve_by_name(library, found, inner[key], signature)
         bound.append((signature, wrapped[same]))

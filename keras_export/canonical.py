@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import tensorflow as tf
+
 from keras_export import attributes
 from keras_export import tf_internals as tfi
 from keras_export.functions import (
@@ -79,6 +81,7 @@ def canonicalize(
     readers = _reading_functions(library)
     needed = _captured_nodes(library)
     for name, definition in library.definitions.items():
+        _keep_shapes(definition, library.graphs.get(name))
         _strip(definition)
         _prune(definition, name in readers, needed.get(name, frozenset()))
     if not keep_names:
@@ -131,6 +134,42 @@ def _strip(definition: Any) -> None:
         attributes.strip_nodes((node,), _REMOVED)
         if node.HasField("experimental_debug_info"):
             node.ClearField("experimental_debug_info")
+
+
+def _keep_shapes(definition: Any, graph: Any) -> None:
+    """Notes the shapes that a reader cannot infer: of what calls return, and of the results."""
+    if graph is None or not hasattr(graph, "outputs"):
+        return
+    _copy_handle_data(definition, graph)
+    for node in definition.node_def:
+        if function_attributes(node.op) and "_output_shapes" not in node.attr:
+            op = _operation(graph, node.name)
+            # A call that was rewritten for gradients has more results than the node declares.
+            count = len(node.attr["Tout"].list.type) if "Tout" in node.attr else None
+            if op is not None:
+                _set_shapes(node, [x.shape for x in op.outputs][:count])
+
+
+def _copy_handle_data(definition: Any, graph: Any) -> None:
+    """What a returned resource holds; arguments learn it from what they are bound to."""
+    for tensor, result in zip(graph.outputs, definition.signature.output_arg):
+        if result.type == tf.resource.as_datatype_enum:
+            for item in tfi.get_resource_handle_data(tensor).shape_and_type:
+                result.handle_data.add(dtype=item.dtype).shape.CopyFrom(item.shape)
+
+
+def _operation(graph: Any, name: str) -> Any:
+    try:
+        return graph.get_operation_by_name(name)
+    except KeyError:
+        return None
+
+
+def _set_shapes(node: Any, shapes: Iterable[Any]) -> None:
+    target = node.attr["_output_shapes"].list
+    target.SetInParent()
+    for shape in shapes:
+        target.shape.add().CopyFrom(shape.as_proto())
 
 
 def _move_input_shapes(definition: Any) -> None:
@@ -322,9 +361,12 @@ def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
     for argument in definition.signature.input_arg:
         names[argument.name] = _next("arg", counts)
         argument.name = names[argument.name]
+    effects = set(definition.control_ret.values())
     for node in definition.node_def:
-        # A resource op without a shared_name shares by its node name.
+        # A resource op without a shared_name shares by its node name; effects are looked up by it.
         kept = "shared_name" in _attribute_names(node.op)
+        if not kept and node.name in effects:
+            kept = counts.setdefault(node.name, 0) == 0
         names[node.name] = node.name if kept else _next(_base(node.op), counts)
         node.name = names[node.name]
     for node in definition.node_def:

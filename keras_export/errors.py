@@ -27,6 +27,10 @@ from __future__ import annotations
 class ExportError(Exception):
     """Base of every error that keras_export raises on purpose."""
 
+    # AutoGraph raises an error of traced code again under its own type only if it can tell that
+    # the type is made from one message: by this very method.
+    __init__ = Exception.__init__
+
 
 class NotTrackableError(ExportError, ValueError):
     """The object to export is not a TensorFlow trackable."""
@@ -84,9 +88,13 @@ class BackendError(ExportError, RuntimeError):
 class MissingAssetError(ExportError, FileNotFoundError):
     """An asset file does not exist or cannot be read."""
 
+    __init__ = FileNotFoundError.__init__
+
 
 class TargetError(ExportError, OSError):
     """The target directory cannot be written."""
+
+    __init__ = OSError.__init__
 
 
 def failure(what: str, expected: str, received: str, mend: str = "") -> str:

@@ -153,18 +153,19 @@ class FunctionCollector:
 
     def add_definitions(self, concrete: Any) -> None:
         """Adds the FunctionDef of `concrete` and those of all that it calls."""
-        name = function_name(concrete)
-        self._note_graph(name, concrete.graph)
-        pending = [(name, concrete.graph)]
+        self._note_graph(function_name(concrete), concrete.graph)
+        self.add_definition(function_name(concrete), concrete.graph)
+
+    def add_definition(self, name: str, graph: Any) -> None:
+        """Adds a FunctionDef that `graph` or the process knows, and those of all that it calls."""
+        pending = [name]
         while pending:
-            name, graph = pending.pop()
+            name = pending.pop()
             if name in self.library.definitions:
                 continue
             definition = definition_of(name, graph)
             self.library.definitions[name] = definition
-            pending.extend(
-                (callee, graph) for callee in reversed(list(callees(definition, graph)))
-            )
+            pending.extend(reversed(list(callees(definition, graph))))
 
     def _note_graph(self, name: str, graph: Any) -> None:
         if name in self.library.graphs:
@@ -240,7 +241,9 @@ def definition_of(name: str, graph: Any = None) -> Any:
     if found is None:
         raise UnsupportedError(f"Cannot export: the function {name!r} is called but not defined.")
     definition = tfi.function_pb2.FunctionDef()
-    definition.CopyFrom(found.cached_definition)
+    # A function of a V1 graph has its definition under the older name.
+    known = getattr(found, "cached_definition", None)
+    definition.CopyFrom(found.definition if known is None else known)
     return definition
 
 

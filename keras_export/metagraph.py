@@ -534,6 +534,25 @@ def _fill_object_graph(
         _add_save_restore(objects, item)
     _add_captured_tensors(objects, contents.library)
     _fill_concrete_functions(objects, contents.library)
+    _refuse_cycles(proto, contents.saved)
+
+
+def _refuse_cycles(proto: Any, saved: Sequence[Node]) -> None:
+    """The loader makes an object after those that it depends on."""
+    waiting = {
+        index: {dependency.node_id for dependency in node.dependencies}
+        for index, node in enumerate(proto.nodes) if node.dependencies
+    }
+    while waiting:
+        ready = [index for index, needed in waiting.items() if not needed & waiting.keys()]
+        if not ready:
+            paths = ", ".join(path_text(saved[index].path) for index in sorted(waiting))
+            raise UnsupportedError(
+                f"Cannot export: {paths} depend on each other in a circle, so that none of them "
+                "can be made first. Remove one from `_deserialization_dependencies`."
+            )
+        for index in ready:
+            del waiting[index]
 
 
 def _fill_saved_object(saved: Any, node: Node, objects: _ObjectGraph, contents: Contents) -> None:

@@ -204,7 +204,7 @@ def _open(target: str) -> Staging:
 def _must_stay(target: str) -> bool:
     """Whether the directory cannot be renamed, or this process stands in it."""
     with suppress(FileNotFoundError):  # of getcwd
-        return os.path.ismount(target) or f"{os.getcwd()}/".startswith(f"{target}/")
+        return _is_mount(target) or f"{os.getcwd()}/".startswith(f"{target}/")
     return False
 
 
@@ -274,8 +274,9 @@ class _Local(Staging):
         try:
             # If restoring fails, the container holds the only copy of the old artifact: it stays.
             with suppress(OSError):
-                _restore(self._container)
-                shutil.rmtree(self._container, ignore_errors=True)
+                if self._container:
+                    _restore(self._container)
+                    shutil.rmtree(self._container, ignore_errors=True)
             for folder in reversed(self._folders):
                 with suppress(OSError):
                     os.rmdir(folder)
@@ -532,6 +533,22 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
 
 
+def _is_mount(folder: str) -> bool:
+    # os.path.ismount does not see a bind mount from the same file system.
+    return os.path.ismount(folder) or _mount_id(folder) != _mount_id(os.path.dirname(folder))
+
+
+def _mount_id(folder: str) -> str:
+    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+            return next((line for line in lines if line.startswith("mnt_id:")), "")
+    except OSError:  # no /proc
+        return ""
+    finally:
+        os.close(descriptor)
+
+
 def _not_a_folder(target: str, path: str) -> TargetError:
     cause = NotADirectoryError(errno.ENOTDIR, "a file", path)
     expected = "a directory or nothing there, and only directories above"
@@ -601,9 +618,13 @@ def _carry(old: str, new: str, ours: Collection[str], below: str = "") -> None:
     carried = False
     for entry in entries:
         relative, copy = os.path.join(below, entry.name), os.path.join(new, entry.name)
+        folder = entry.is_dir(follow_symlinks=False)
+        if folder and (_is_mount(entry.path) or _CONTAINER.fullmatch(entry.name)):
+            # Moving the old directory would pull it away, and deleting that would empty it.
+            raise OSError(errno.EBUSY, "a mount or a running export", entry.path)
         if relative in ours or entry.name == _TURN:
             continue
-        if entry.is_dir(follow_symlinks=False):
+        if folder:
             _carry_folder(entry.path, copy, ours, relative)
         elif not os.path.lexists(copy):
             _link(entry.path, copy)
@@ -613,8 +634,6 @@ def _carry(old: str, new: str, ours: Collection[str], below: str = "") -> None:
 
 
 def _carry_folder(old: str, new: str, ours: Collection[str], relative: str) -> None:
-    if os.path.ismount(old) or _CONTAINER.fullmatch(os.path.basename(old)):
-        raise OSError(errno.EBUSY, "a mount, or the staging of a running export", old)
     made = not os.path.lexists(new)
     if made:
         os.mkdir(new)

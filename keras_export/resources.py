@@ -73,8 +73,8 @@ def build_resources(tracked: TrackedGraph, collector: FunctionCollector, options
             result.tensors[id(node)] = _make(node, options, root)
     if not result.tensors:
         return result
-    for function in graph._functions.values():
-        collector.add_definitions(function)
+    for name in graph._functions:
+        collector.add_definition(tf.compat.as_str(name), graph)
     result.nodes = list(graph.as_graph_def(add_shapes=False).node)
     _number_tables(result, collector)
     return result

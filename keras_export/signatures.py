@@ -138,8 +138,6 @@ def _nearly_meant(key: str, function: Any) -> str:
         mend = "To export a Keras model's forward pass, use `keras_export.export(model, dir)`."
     elif callable(function):
         mend = "It is a plain Python callable: decorate it with `@tf.function(input_signature=[...])`."
-    elif isinstance(function, Sequence) and not isinstance(function, (str, bytes)):
-        mend = "For several signatures pass a dict from names to functions."
     else:
         mend = "For several signatures pass a dict from names to functions."
     return failure(what, _THREE_FORMS, received, mend)
@@ -150,7 +148,7 @@ def _nearly_meant(key: str, function: Any) -> str:
 
 def _inputs(key: str, concrete: Any, function: Any) -> tuple[tuple[SignatureInput, ...], list[str]]:
     _refuse_variables(key, concrete)
-    _refuse_unnamed(key, concrete, function)
+    _refuse_unnamed(key, concrete)
     specs = flat_input_specs(concrete)
     defaults = _defaults(function, concrete)
     notes: list[str] = []
@@ -186,9 +184,9 @@ def _refuse_variables(key: str, concrete: Any) -> None:
             )
 
 
-def _refuse_unnamed(key: str, concrete: Any, function: Any) -> None:
+def _refuse_unnamed(key: str, concrete: Any) -> None:
     """Several tensors through one argument get names that nobody can predict."""
-    for name, structure, named in _arguments(concrete, function):
+    for name, structure, named in _arguments(concrete):
         leaves = [x for x in tf.nest.flatten(structure) if isinstance(x, tf.TypeSpec)]
         if len(leaves) > 1 and not all(named):
             listed = ", ".join(
@@ -211,26 +209,21 @@ def _shape(spec: Any) -> str:
     return str(spec.shape.as_list() if spec.shape.rank is not None else None)
 
 
-def _arguments(concrete: Any, function: Any) -> list[tuple[str, Any, list[bool]]]:
+def _arguments(concrete: Any) -> list[tuple[str, Any, list[bool]]]:
     """Each argument's name, its specs, and for each tensor in it whether the author named it."""
     function_type = getattr(concrete, "function_type", None)
     signature = concrete.structured_input_signature
     if function_type is None or signature is None:
         return []
     args, kwargs = signature
-    structures_in_order = [*args, *(kwargs[name] for name in kwargs)]
-    by_name = dict(kwargs)
     positional = iter(args)
     found = []
     for parameter in function_type.parameters.values():
-        if parameter.name in by_name:
-            structure = by_name[parameter.name]
-        else:
-            structure = next(positional, None)
+        by_name = parameter.name in kwargs
+        structure = kwargs[parameter.name] if by_name else next(positional, None)
         constraint = parameter.type_constraint
         flat = constraint.flatten() if constraint is not None else []
         found.append((parameter.name, structure, [_is_named(x) for x in flat]))
-    del structures_in_order, function
     return found
 
 
@@ -247,11 +240,13 @@ def _defaults(function: Any, concrete: Any) -> dict[int, Any]:
     defaults = fullargspec.defaults or ()
     values.update(zip(fullargspec.args[len(fullargspec.args) - len(defaults):], defaults))
     found, position = {}, 0
-    for name, structure, _ in _arguments(concrete, function):
+    for name, structure, _ in _arguments(concrete):
         flat = tf.nest.flatten(structure, expand_composites=True)
         tensors = [x for x in flat if isinstance(x, tf.TensorSpec)]
-        if len(tensors) == 1 and isinstance(values.get(name), tf.Tensor):
-            found[position] = values[name]
+        default = tf.nest.flatten(values.get(name), expand_composites=True)
+        if len(default) == len(tensors):
+            pairs = enumerate(default, position)
+            found.update({i: value for i, value in pairs if isinstance(value, tf.Tensor)})
         position += len(tensors)
     return found
 
@@ -381,8 +376,6 @@ def refuse_reserved_attribute(graph: TrackedGraph, root: str) -> None:
     value = child.obj if child is not None else vars_of(obj).get("signatures")
     if value is None or isinstance(value, tfi.SignatureMap):
         return
-    if child is not None and child.kind in ("function", "concrete_function"):
-        raise ReservedNameError(_reserved(root, value))
     raise ReservedNameError(_reserved(root, value))
 
 

@@ -130,7 +130,7 @@ from tensorflow.python.eager.polymorphic_function.atomic_function import (
 )
 
 # A placeholder that stands for a resource must know the shape of what the resource holds.
-from tensorflow.python.ops.handle_data_util import copy_handle_data
+from tensorflow.python.ops.handle_data_util import copy_handle_data, get_resource_handle_data
 
 # Objects make their resources into maps of this kind.
 from tensorflow.python.util.object_identity import ObjectIdentityDictionary

@@ -199,6 +199,7 @@ class _Walk:
     def __init__(self, exclude: Callable[[Any], bool]):
         self._exclude = exclude
         self._saved_model_children: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._checkpoint_children: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._cache: dict[Any, Any] = {}
 
     def trace_functions(self, root: Any) -> None:
@@ -210,7 +211,7 @@ class _Walk:
             if id(obj) in seen or isinstance(obj, tfi.ConcreteFunction):
                 continue
             seen[id(obj)] = obj
-            children = dict(self.checkpoint_children(obj, path))
+            children = dict(self._list_checkpoint_children(obj, path))
             children.update(self.saved_model_children(obj, path))
             queue.extend(((*path, name), child) for name, child in children.items())
 
@@ -240,6 +241,16 @@ class _Walk:
         self.breadth_first(graph, 0, both, in_checkpoint=False)
 
     def checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        known = self._checkpoint_children.get(id(obj))
+        if known is None:
+            found = self._list_checkpoint_children(obj, path)
+            # Some objects list new children each time; both kinds of children must agree.
+            preferred = self.saved_model_children(obj, path)
+            found = {name: preferred.get(name, child) for name, child in found.items()}
+            known = self._checkpoint_children[id(obj)] = (obj, found)
+        return known[1]
+
+    def _list_checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(obj, (Collection, tfi.PolymorphicFunction, tfi.ConcreteFunction)):
             return {}
         found = _list(obj, path, lambda: tf.train.TrackableView.children(obj))

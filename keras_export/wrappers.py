@@ -51,6 +51,7 @@ def wrap(
         result.CopyFrom(callee.signature.output_arg[position])
         result.name = f"output{index}"
         definition.ret[result.name] = f"{call}:output:{position}"
+    _copy_attributes(definition, callee)
     if callee.signature.is_stateful:
         definition.signature.control_output.append(call)
         definition.control_ret[call] = call
@@ -113,6 +114,13 @@ def _copy_arguments(definition: Any, callee: Any, arguments: Sequence[int]) -> l
         if inner_of[position] in callee.arg_attr:
             definition.arg_attr[position].CopyFrom(callee.arg_attr[inner_of[position]])
     return [f"input{position}" for position in outer]
+
+
+def _copy_attributes(definition: Any, callee: Any) -> None:
+    """What its author said of a function holds for its wrapper, but for what names its body."""
+    for name, value in callee.attr.items():
+        if name[0] != "_" and not name.endswith(("implements", "function_name")):
+            definition.attr[name].CopyFrom(value)
 
 
 def _add_call(definition: Any, callee: Any, inner: BoundFunction, inputs: list[str]) -> str:

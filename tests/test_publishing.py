@@ -393,6 +393,31 @@ def test_a_mount_inside_the_target_is_left_alone(
     assert (target / "eval" / "1").stat().st_ino == before
 
 
+def test_a_bind_mount_from_the_same_file_system_is_left_alone(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = target / "eval" / "1"
+    monkeypatch.setattr(publishing, "_mount_id", lambda path: "2" if path == str(mount) else "1")
+    fill(target, artifact("old") | _FOREIGN)
+    before = mount.stat().st_ino
+    export(target, "new")
+    assert tree(target) == artifact("new") | _FOREIGN
+    assert mount.stat().st_ino == before
+
+
+def test_a_mount_in_the_place_of_the_variables_is_refused(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = target / "variables"
+    use("inside", variables, monkeypatch.setattr)
+    monkeypatch.setattr(os, "rename", failing(os.rename, str(variables), code=errno.EBUSY))
+    fill(target, artifact("old") | _FOREIGN)
+    with pytest.raises(TargetError) as caught:
+        export(target, "new")
+    assert caught.value.errno == errno.EBUSY
+    assert tree(target.parent) == prefixed(target, artifact("old") | _FOREIGN)
+
+
 def test_the_directory_in_which_the_process_stands_is_not_pulled_away(
     target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +432,7 @@ def test_the_directory_in_which_the_process_stands_is_not_pulled_away(
 
 def test_a_path_is_made_absolute(target: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(target.parent)
-    for path in ("model", "./x/../model/", target, os.fsencode(target), f"file://{target}"):
+    for path in ("model", "./x/../model/", target, f"file://{target}"):
         assert check_target(path) == str(target)
     assert check_target(f"file://localhost{target}") == str(target)
     assert os.listdir(target.parent) == []
@@ -475,6 +500,18 @@ def test_without_a_commit_the_old_artifact_is_as_it_was(target: pathlib.Path, wa
         fill(staging.path, artifact("new"))
     assert tree(target) == artifact("old") | _FOREIGN
     assert os.listdir(target.parent) == ["model"]
+
+
+def test_an_export_that_cannot_start_touches_nothing_where_the_process_stands(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {"new/file": "mine", "parts/file": "mine", "fresh/file/": "", "file": "mine"}
+    fill(target.parent, here)
+    monkeypatch.chdir(target.parent)
+    monkeypatch.setattr(os, "mkdir", failing(os.mkdir, str(target), code=errno.ENOSPC))
+    with pytest.raises(TargetError, match="Free space there"):
+        export(target / "below", "new")
+    assert tree(target.parent) == here
 
 
 @pytest.mark.parametrize("error", [KeyError("k"), OSError(errno.ENOSPC, "full"), SystemExit(3)])
@@ -576,9 +613,9 @@ def sweep_around(target: pathlib.Path) -> list[str]:
 def test_whichever_call_fails_the_target_is_old_or_new_and_nothing_else_stays(
     target: pathlib.Path, way: str, old: Tree, strike: Callable[[], None]
 ) -> None:
-    if way == "inside" and not old:
-        pytest.skip("there is no inside")
     new = artifact("new") | (_FOREIGN if old else {})
+    if way == "inside" and not old:
+        old = {"": ""}  # an empty folder: a target that is not there has no inside
     for n in itertools.count(1):
         fill(target.parent, prefixed(target, old))
         saboteur = Saboteur(n, strike)
@@ -831,7 +868,7 @@ def test_where_there_are_no_locks_exports_work_and_nothing_is_swept(
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(publishing.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     fill(target, artifact("old") | _FOREIGN)
     export(target, "new")
     assert tree(target.parent) == prefixed(target, artifact("new") | _FOREIGN)
