@@ -19,6 +19,7 @@ from keras_export import tf_internals as tfi
 from keras_export.functions import (
     CapturedTensor,
     FunctionLibrary,
+    called_by,
     callees,
     function_attributes,
 )
@@ -76,7 +77,9 @@ def canonicalize(
     Returns:
         The new name of each function.
     """
-    order = _order_of_first_use(library, roots)
+    main_nodes = list(main_nodes)
+    called = [name for name in called_by(main_nodes) if name in library.definitions]
+    order = _order_of_first_use(library, [*roots, *called])
     library.definitions = {name: library.definitions[name] for name in order}
     readers = _reading_functions(library)
     needed = _captured_nodes(library)
@@ -362,13 +365,23 @@ def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
         names[argument.name] = _next("arg", counts)
         argument.name = names[argument.name]
     effects = set(definition.control_ret.values())
-    for node in definition.node_def:
+    constants: dict[Any, str] = {}
+    repeated = []
+    for index, node in enumerate(definition.node_def):
+        if node.op == "Const":
+            first = constants.setdefault(_constant_key(node), node.name)
+            if first != node.name:
+                names[node.name] = names[first]
+                repeated.append(index)
+                continue
         # A resource op without a shared_name shares by its node name; effects are looked up by it.
         kept = "shared_name" in _attribute_names(node.op)
         if not kept and node.name in effects:
             kept = counts.setdefault(node.name, 0) == 0
         names[node.name] = node.name if kept else _next(_base(node.op), counts)
         node.name = names[node.name]
+    for index in reversed(repeated):
+        del definition.node_def[index]
     for node in definition.node_def:
         for index, source in enumerate(node.input):
             node.input[index] = _renamed(source, names)
@@ -376,6 +389,14 @@ def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
         definition.ret[key] = _renamed(definition.ret[key], names)
     _rename_control_outputs(definition, names)
     return names
+
+
+def _constant_key(node: Any) -> Any:
+    """Equal for constants that one node can stand for."""
+    attr = node.attr
+    attributes_key = tuple((name, attr[name].SerializeToString(deterministic=True))
+                           for name in sorted(attr))
+    return attributes_key, tuple(node.input), node.device
 
 
 def _rename_control_outputs(definition: Any, names: dict[str, str]) -> None:

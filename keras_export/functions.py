@@ -8,7 +8,7 @@ function is bound to something that the artifact holds, or an error names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -109,6 +109,9 @@ class FunctionCollector:
         self._held.append(tensor)
         self._bindings[id(tensor)] = binding
 
+    def binding_of(self, tensor: Any) -> Binding | None:
+        return self._bindings.get(id(tensor))
+
     def add(self, concrete: Any, described_as: str) -> BoundFunction:
         """Adds a ConcreteFunction with all that it calls.
 
@@ -195,7 +198,12 @@ def function_name(function: Any) -> str:
 
 def callees(definition: Any, graph: Any = None) -> Iterator[str]:
     """Names of the functions that a FunctionDef calls, in the order of its nodes."""
-    for node in definition.node_def:
+    return called_by(definition.node_def, graph)
+
+
+def called_by(nodes: Iterable[Any], graph: Any = None) -> Iterator[str]:
+    """Names of the functions that NodeDefs call, in their order."""
+    for node in nodes:
         op_type = node.op
         if is_function_call(op_type, graph):
             yield op_type

@@ -9,15 +9,17 @@ gradient of this artifact, or one that no process has.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-from keras_export import structures
+from keras_export import closures, structures, wrappers
 from keras_export import tf_internals as tfi
 from keras_export.errors import GradientError
 from keras_export.functions import (
+    Binding,
     BoundFunction,
     CapturedTensor,
     FunctionCollector,
@@ -35,8 +37,26 @@ _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _NUMBERS = itertools.count()
 
 
+@dataclass(eq=False)
+class _Group:
+    """Ops whose gradients are one computation on other tensors.
+
+    Attributes:
+        traced: the gradient function of the first of them.
+        reads: for each capture, its position among the tensors that the gradient closes over;
+            None where the gradient cannot be shared.
+        members: `(op type, function of the op, tensors that its gradient closes over)`.
+    """
+
+    traced: Any
+    reads: list[int] | None
+    members: list[tuple[str, str, list[Any]]]
+
+
 def add_gradients(collector: FunctionCollector) -> None:
     """Traces the gradient functions of all marked ops of the library.
+
+    Gradients that differ only in the tensors they read are traced once and share one body.
 
     Raises:
         GradientError: a gradient cannot be traced or reads what the artifact cannot hold.
@@ -45,10 +65,15 @@ def add_gradients(collector: FunctionCollector) -> None:
     names = list(library.definitions)
     for _ in range(_MAX_ORDER):
         known = set(library.definitions)
+        groups: dict[Any, _Group] = {}
+        seen: set[str] = set()
         for name in names:
             for node_name, op_type in marks(library.definitions[name]):
-                if op_type not in library.gradients:
-                    _add_gradient(collector, name, node_name, op_type)
+                if op_type not in library.gradients and op_type not in seen:
+                    seen.add(op_type)
+                    _group(collector, groups, name, node_name, op_type)
+        for group in groups.values():
+            _add_group(collector, group)
         names = [name for name in library.definitions if name not in known]
 
 
@@ -59,8 +84,12 @@ def marks(definition: Any) -> Iterator[tuple[str, str]]:
             yield node.name, node.attr[MARK].s.decode()
 
 
-def _add_gradient(
-    collector: FunctionCollector, function: str, node_name: str, op_type: str
+def _group(
+    collector: FunctionCollector,
+    groups: dict[Any, _Group],
+    function: str,
+    node_name: str,
+    op_type: str,
 ) -> None:
     try:
         gradient = tfi.gradient_registry.lookup(op_type)
@@ -72,11 +101,37 @@ def _add_gradient(
             f"Cannot export the custom gradient of {node_name!r} in {function!r}: the function has "
             "no graph in this process. Export with experimental_custom_gradients=False."
         )
-    traced = _trace(gradient, graph.get_operation_by_name(node_name), function)
-    bound = _bind(collector, traced, function)
-    collector.library.functions[bound.name] = bound
-    collector.add_definitions(traced)
-    collector.library.gradients[op_type] = bound.name
+    op = graph.get_operation_by_name(node_name)
+    key, tensors = closures.describe(gradient, op)
+    key = op_type if key is None else key
+    if key not in groups:
+        traced = _trace(gradient, op, function)
+        reads = closures.positions(traced.graph.external_captures, tensors)
+        # One that reads something else as well cannot stand for others.
+        groups[key if reads is not None else op_type] = _Group(traced, reads, [])
+        key = key if reads is not None else op_type
+    groups[key].members.append((op_type, function, tensors))
+
+
+def _add_group(collector: FunctionCollector, group: _Group) -> None:
+    library = collector.library
+    collector.add_definitions(group.traced)
+    if len(group.members) == 1 or group.reads is None:
+        ((op_type, function, _),) = group.members
+        bound = _bound(collector, group.traced, group.traced.graph.external_captures, function)
+        library.functions[bound.name] = bound
+        library.gradients[op_type] = bound.name
+        return
+    for op_type, function, tensors in group.members:
+        captures = [tensors[position] for position in group.reads]
+        inner = _bound(collector, group.traced, captures, function)
+        (specs, _), results = inner.input_signature, inner.output_signature
+        outputs = [x for x in results if x is not None]
+        wrapper = wrappers.wrap(
+            library, inner, "__inference_gradient_of", range(len(specs)), range(len(outputs)),
+            (specs, {}), results,
+        )
+        library.gradients[op_type] = wrapper.name
 
 
 def _trace(gradient: Any, op: Any, function: str) -> Any:
@@ -116,11 +171,14 @@ def _placeholder(output: Any, index: int) -> Any:
     return placeholder
 
 
-def _bind(collector: FunctionCollector, traced: Any, function: str) -> BoundFunction:
+def _bound(
+    collector: FunctionCollector, traced: Any, captures: Sequence[Any], function: str
+) -> BoundFunction:
+    """The traced gradient, reading `captures`."""
     described = f"the custom gradient in {function!r}"
     graph = traced.graph
-    bindings = []
-    for capture in graph.external_captures:
+    bindings: list[Binding] = []
+    for capture in captures:
         resolved = _outermost(capture)
         if isinstance(resolved, tf.Tensor) and not hasattr(resolved, "numpy"):
             bindings.append(_captured(collector, resolved, function))
@@ -150,7 +208,10 @@ def _captured_from(graph: Any, tensor: Any) -> Any:
     return None
 
 
-def _captured(collector: FunctionCollector, tensor: Any, function: str) -> CapturedTensor:
+def _captured(collector: FunctionCollector, tensor: Any, function: str) -> Binding:
+    known = collector.binding_of(tensor)
+    if known is not None:
+        return known
     owner = _owner(collector, tensor.graph)
     if owner is None:
         raise GradientError(

@@ -416,13 +416,13 @@ def _add_restore(
     graph: _MainGraph, contents: Contents, plain: Sequence[Source], inputs: Sequence[str]
 ) -> list[str]:
     handles = [graph.tensor(source.node) for source in plain]
-    restore = graph.add("RestoreV2", "RestoreV2", inputs)
+    restore = graph.add("RestoreV2", "load", inputs)
     dtypes = restore.attr["dtypes"].list.type
     done = []
     for index, (source, handle) in enumerate(zip(plain, handles)):
         dtype = source.node.obj.dtype.as_datatype_enum
         dtypes.append(dtype)
-        assign = graph.add("AssignVariableOp", "Assign", [handle, _output(restore.name, index)])
+        assign = graph.add("AssignVariableOp", "set", [handle, _output(restore.name, index)])
         assign.attr["dtype"].type = dtype
         done.append(assign.name)
     for item in contents.save_restore:
@@ -440,7 +440,7 @@ def _add_save(
     tensors, dtypes = [], []
     for source in plain:
         dtypes.append(source.node.obj.dtype.as_datatype_enum)
-        read = graph.add("ReadVariableOp", "Read", [graph.tensor(source.node)])
+        read = graph.add("ReadVariableOp", "get", [graph.tensor(source.node)])
         read.attr["dtype"].type = dtypes[-1]
         tensors.append(read.name)
     for item in contents.save_restore:
