@@ -13,10 +13,15 @@ from keras_export.errors import ExportError as ExportError
 if TYPE_CHECKING:
     from keras_export.attributes import StrippedAttributes as StrippedAttributes
     from keras_export.attributes import strip_default_attributes as strip_default_attributes
+    from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
     from keras_export.exporter import Exporter as Exporter
     from keras_export.exporter import Snapshot as Snapshot
     from keras_export.exporter import export as export
     from keras_export.exporter import save as save
+    from keras_export.mixin import ExportMixin as ExportMixin
+    from keras_export.mixin import Model as Model
+    from keras_export.mixin import Sequential as Sequential
+    from keras_export.mixin import with_export as with_export
     from keras_export.reports import ExportReport as ExportReport
     from keras_export.reports import Signature as Signature
 
@@ -24,14 +29,19 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported on first use (PEP 562).
 _HOMES = {
+    "ExportMixin": "keras_export.mixin",
     "ExportReport": "keras_export.reports",
     "Exporter": "keras_export.exporter",
+    "SavedModelCheckpoint": "keras_export.callbacks",
+    "Model": "keras_export.mixin",
+    "Sequential": "keras_export.mixin",
     "Signature": "keras_export.reports",
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
     "export": "keras_export.exporter",
     "save": "keras_export.exporter",
     "strip_default_attributes": "keras_export.attributes",
+    "with_export": "keras_export.mixin",
 }
 
 __all__ = ["ExportError", "SaveOptions", "__version__", *_HOMES]

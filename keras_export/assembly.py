@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_export import (
     canonical,
+    effects,
     functions,
     gradients,
     keras_models,
@@ -59,6 +60,7 @@ class ExportRequest:
     names: str = "layers"
     output_names: Any = None
     include_optimizer: bool = False
+    state_updates: str = "report"
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,25 @@ def assemble(request: ExportRequest) -> Plan:
         assembled,
         contents.checkpoint,
         {key: _described(signature) for key, signature in sorted(found.signatures.items())},
-        tuple(dict.fromkeys([*tracked.notes, *found.notes])),
+        tuple(dict.fromkeys([*tracked.notes, *found.notes, *_untraced_notes(contents)])),
         {"trace": traced - started, "assemble": time.perf_counter() - traced},
         options,
         tracked,
     )
+
+
+def _untraced_notes(contents: metagraph.Contents) -> list[str]:
+    untraced = [
+        tracking.path_text(node.path)
+        for node in contents.saved
+        if node.kind == "function" and not contents.traces[id(node)]
+    ]
+    if not untraced:
+        return []
+    return [
+        f"not callable after loading, since never called and without input_signature: {name}"
+        for name in untraced
+    ]
 
 
 # -- what is refused --------------------------------------------------------------------------
@@ -253,6 +269,8 @@ def _contents(
         key: collector.add(signature.concrete, f"the signature {key!r}")
         for key, signature in found.signatures.items()
     }
+    if found.endpoint is not None:
+        found.notes.extend(_state_notes(request, tracked, collector.library, inner))
     saving = [
         resources.trace_save_restore(source, collector, root)
         for source in checkpoint.sources
@@ -286,6 +304,43 @@ def _contents(
         aliases={new_names[name]: alias for name, alias in aliases.items()},
         traces=traces,
     )
+
+
+def _state_notes(
+    request: ExportRequest,
+    tracked: tracking.TrackedGraph,
+    library: functions.FunctionLibrary,
+    inner: Mapping[str, functions.BoundFunction],
+) -> list[str]:
+    """What a model's forward pass updates although it is traced for inference.
+
+    Raises:
+        ArgumentError: it updates batch statistics, or anything with `state_updates="refuse"`.
+    """
+    bound = next(iter(inner.values()))
+    written = [
+        node for node in effects.written_by(library, bound) if isinstance(node, tracking.Node)
+    ]
+    for node in written:
+        layer = keras_models.batch_norm_of(tracked, node)
+        if layer is not None:
+            raise ArgumentError(
+                f"Cannot export: the layer {layer.name!r} updates its batch statistics in the "
+                "forward pass, so serving would change the model. Call it with training=False."
+            )
+    if written and request.state_updates == "refuse":
+        listed = ", ".join(metagraph.variable_name(node) for node in written)
+        raise ArgumentError(
+            failure(
+                "export", "a forward pass that changes nothing (state_updates='refuse')",
+                f"one that updates {listed}", "Export with state_updates='report' to keep it.",
+            )
+        )
+    return [
+        f"each call updates {metagraph.variable_name(node)!r}: the served state is not shared "
+        "between replicas of a server"
+        for node in written
+    ]
 
 
 def _saved_nodes(

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_export import attributes
 from keras_export import tf_internals as tfi
+from keras_export.effects import READING_OPS
 from keras_export.functions import (
     CapturedTensor,
     FunctionLibrary,
@@ -44,19 +45,6 @@ _DROPPED_FROM_CALLS = frozenset({"config_proto"})
 
 # What was stripped is counted for those who ask; an export does not.
 _REMOVED: Counter[tuple[str, str]] = Counter()
-
-# Ops that look at a resource and leave it as it is.
-_READS = frozenset(
-    {
-        "LookupTableFindV2",
-        "LookupTableSizeV2",
-        "ReadVariableOp",
-        "ResourceGather",
-        "ResourceGatherNd",
-        "VariableShape",
-        "VarIsInitializedOp",
-    }
-)
 
 
 def canonicalize(
@@ -211,7 +199,7 @@ def _reading_functions(library: FunctionLibrary) -> set[str]:
 
 def _only_reads(definition: Any) -> bool:
     return all(
-        node.op in _READS or not _is_stateful(node.op) or function_attributes(node.op)
+        node.op in READING_OPS or not _is_stateful(node.op) or function_attributes(node.op)
         for node in definition.node_def
     )
 
@@ -262,7 +250,7 @@ def _drop_read_order(definition: Any) -> None:
     """Where nothing is written, the order of reads has no effect."""
     definition.control_ret.clear()
     del definition.signature.control_output[:]
-    orderless = {node.name for node in definition.node_def if node.op in _READS}
+    orderless = {node.name for node in definition.node_def if node.op in READING_OPS}
     for node in definition.node_def:
         if any(x[0] == "^" for x in node.input):
             kept = [x for x in node.input if x[0] != "^" or x[1:] not in orderless]

@@ -70,6 +70,7 @@ def export(
     names: Literal["layers", "keras"] = "layers",
     output_names: Sequence[str] | Mapping[str, str] | None = None,
     include_optimizer: bool = False,
+    state_updates: Literal["report", "refuse"] = "report",
     options: tf.saved_model.SaveOptions | None = None,
 ) -> ExportReport:
     """Exports a Keras model for serving, with the names that its author gave.
@@ -86,6 +87,8 @@ def export(
         names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does.
         output_names: names for the outputs, in order, or a map from old to new names.
         include_optimizer: store the optimizer's variables too.
+        state_updates: a forward pass that updates variables even in inference (a counter, a
+            stateful RNN) is exported with a note; `"refuse"` makes it an error.
         options: `tf.saved_model.SaveOptions`.
 
     Returns:
@@ -109,6 +112,7 @@ def export(
         names=names,
         output_names=output_names,
         include_optimizer=include_optimizer,
+        state_updates=state_updates,
     )
     return exporter.write(export_dir)
 
@@ -128,6 +132,7 @@ class Exporter:
         names: as in `export`.
         output_names: as in `export`.
         include_optimizer: as in `export`.
+        state_updates: as in `export`.
 
     Raises:
         ExportError: as in `save`; no file is touched yet.
@@ -152,6 +157,7 @@ class Exporter:
         names: Literal["layers", "keras"] = "layers",
         output_names: Sequence[str] | Mapping[str, str] | None = None,
         include_optimizer: bool = False,
+        state_updates: Literal["report", "refuse"] = "report",
         _for_serving: bool = True,
     ):
         is_model = tracking.is_keras_layer(obj)
@@ -160,7 +166,15 @@ class Exporter:
             "names": names != "layers",
             "output_names": output_names is not None,
             "include_optimizer": include_optimizer,
+            "state_updates": state_updates != "report",
         }
+        if state_updates not in ("report", "refuse"):
+            raise ArgumentError(
+                failure(
+                    "export", "state_updates='report' or 'refuse'",
+                    f"state_updates={state_updates!r}",
+                )
+            )
         _refuse_for_others(obj, is_model, for_models)
         self._request = assembly.ExportRequest(
             obj,
@@ -171,6 +185,7 @@ class Exporter:
             names=names,
             output_names=output_names,
             include_optimizer=include_optimizer,
+            state_updates=state_updates,
         )
         self.retrace()
 

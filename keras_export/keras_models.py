@@ -8,9 +8,14 @@ changed.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +36,7 @@ from keras_export.signatures import (
     SignatureOutput,
     named_outputs,
 )
-from keras_export.tracking import is_keras_layer
+from keras_export.tracking import Node, TrackedGraph, is_keras_layer
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def forward_of(
         arguments, notes = _recorded_arguments(model)
     namer = _symbolic_namer(symbolic, names, notes) if symbolic is not None else _plain_names
     return Forward(
-        _inference_call(model),
+        _inference_call(model, arguments),
         arguments,
         lambda results: _renamed(namer(results), output_names, results),
         tuple(notes),
@@ -281,11 +286,42 @@ def _refuse_duplicates(names: list[str]) -> None:
 # -- calling in inference mode ------------------------------------------------------------------
 
 
-def _inference_call(model: Any) -> Callable[..., Any]:
+def _inference_call(model: Any, arguments: Sequence[Argument]) -> Callable[..., Any]:
+    """Calls the model with its arguments by position as far as they are the first ones."""
+    names = [argument.name for argument in arguments]
+    leading = max(1, len(os.path.commonprefix([names, _parameters(model)])))
+
     def call(*args: Any) -> Any:
-        return model(*args, training=False)
+        keywords = dict(zip(names[leading:], args[leading:]))
+        with _not_recording():
+            return model(*args[:leading], **keywords, training=False)
 
     return call
+
+
+_PAUSED = threading.local()
+
+
+@contextlib.contextmanager
+def _not_recording() -> Iterator[None]:
+    """Our own trace says nothing about how a model is used."""
+    _PAUSED.value = True
+    try:
+        yield
+    finally:
+        _PAUSED.value = False
+
+
+def batch_norm_of(tracked: TrackedGraph, variable: Node) -> Any:
+    """The BatchNormalization layer whose statistics `variable` is, or None."""
+    import keras
+
+    for node in tracked.nodes:
+        if isinstance(node.obj, keras.layers.BatchNormalization) and any(
+            child is variable for child in node.children.values()
+        ):
+            return node.obj
+    return None
 
 
 def _parameters(model: Any) -> list[str]:
@@ -428,7 +464,129 @@ def _wrong_output_names(received: str, outputs: list[SignatureOutput]) -> str:
 # -- models without symbolic inputs -------------------------------------------------------------
 
 
+# How each model was called: `{argument: specs}` of the last call, merged with those before.
+_CALLS: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def record_call(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Remembers the tensors that a model was called with, as specs with a free batch size."""
+    if getattr(_PAUSED, "value", False):
+        return
+    try:
+        bound = inspect.signature(model.call).bind(*args, **_without_context(model, kwargs))
+    except TypeError:
+        return
+    arguments = {
+        name: tf.nest.map_structure(_recorded_spec, _plain(value))
+        for name, value in bound.arguments.items()
+        if _holds_tensors(value)
+    }
+    known = _CALLS.get(model)
+    if known is not None:
+        arguments = {
+            name: _merged(known[name], specs) if name in known else specs
+            for name, specs in arguments.items()
+        }
+    if arguments:
+        _CALLS[model] = arguments
+
+
+def start_recording(model: Any) -> None:
+    """Records the calls of a model from now on, if its class does not do so already."""
+    call = model.call
+    if getattr(call, "_records_calls", False):
+        return
+
+    @functools.wraps(call)
+    def recording_call(*args: Any, **kwargs: Any) -> Any:
+        results = call(*args, **kwargs)
+        record_call(model, args, kwargs)
+        return results
+
+    recording_call._records_calls = True  # type: ignore[attr-defined]
+    # Into the instance's dict: Keras would track an attribute that is assigned.
+    vars(model)["call"] = recording_call
+
+
+def stop_recording(model: Any) -> None:
+    """Undoes `start_recording`; what was recorded stays."""
+    vars(model).pop("call", None)
+
+
+def _without_context(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(model.call).parameters
+    return {name: value for name, value in kwargs.items() if name in parameters}
+
+
+def _plain(value: Any) -> Any:
+    """Keras wraps containers; specs are kept in ordinary ones."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        kind = tuple if isinstance(value, tuple) else list
+        return kind(_plain(item) for item in value)
+    return value
+
+
+def _holds_tensors(value: Any) -> bool:
+    leaves = tf.nest.flatten(_plain(value))
+    return bool(leaves) and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves)
+
+
+def _recorded_spec(value: Any) -> Any:
+    spec = spec_of(value)
+    if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
+        return spec if not isinstance(spec, tf.TensorSpec) else tf.TensorSpec(spec.shape, spec.dtype)
+    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """What covers both; the later one where they differ in more than a size."""
+    try:
+        return tf.nest.map_structure(_merged_spec, first, second)
+    except (TypeError, ValueError):
+        return second
+
+
+def _merged_spec(first: Any, second: Any) -> Any:
+    if not (isinstance(first, tf.TensorSpec) and isinstance(second, tf.TensorSpec)):
+        return second
+    if first.dtype != second.dtype or first.shape.rank != second.shape.rank:
+        return second
+    return tf.TensorSpec(first.shape.most_specific_compatible_shape(second.shape), first.dtype)
+
+
 def _recorded_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
+    recorded = _CALLS.get(model) or _traced_call(model)
+    if not recorded:
+        return _shape_arguments(model)
+    notes: list[str] = []
+    order = _parameters(model)
+    names = sorted(recorded, key=lambda name: order.index(name) if name in order else len(order))
+    return tuple(_argument(name, recorded[name], notes) for name in names), notes
+
+
+def _traced_call(model: Any) -> dict[str, Any]:
+    """The first argument, as the compiled steps of `fit`, `evaluate` or `predict` fed it."""
+    for name in ("predict_function", "train_function", "test_function"):
+        for concrete in _step_traces(getattr(model, name, None)):
+            args, _ = concrete.structured_input_signature
+            data = getattr(args[0], "_element_spec", args[0]) if args else None
+            data = data[0] if isinstance(data, list) and data else data
+            first = data[0] if isinstance(data, tuple) and data else data
+            if first is not None and _holds_tensors(first):
+                return {_parameters(model)[0]: tf.nest.map_structure(_recorded_spec, _plain(first))}
+    return {}
+
+
+def _step_traces(step: Any) -> list[Any]:
+    """The ConcreteFunctions of a compiled step; that of `fit` is inside a Python function."""
+    inner = [cell.cell_contents for cell in getattr(step, "__closure__", None) or ()]
+    functions = [x for x in (step, *inner) if isinstance(x, tfi.PolymorphicFunction)]
+    return [trace for function in functions for trace in function._list_all_concrete_functions()]
+
+
+def _shape_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
     shapes = getattr(model, "_build_shapes_dict", None)
     if not model.built or not shapes:
         raise ArgumentError(_never_called(model))

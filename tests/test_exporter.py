@@ -19,11 +19,11 @@ import pytest
 import tensorflow as tf
 from consumer_gradients import gradients
 from consumers import ConsumerError, Consumers, Spec, assert_same
+from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 import keras_export as ke
 from keras_export.errors import (
     ArgumentError,
-    ArgumentTypeError,
     ExportError,
     GraphModeError,
     InsideFunctionError,
@@ -134,8 +134,10 @@ def test_the_adder_is_servable_with_the_input_x(tmp_path: Path, consumers: Consu
     result = consumers.everywhere(tmp_path, "serving_default", x=np.float32([1, 2]))
     assert_same(result, {"output_0": np.float32([2, 4])})
     assert_same(consumers.tf(tmp_path).call("add", np.float32(3)), np.float32(6))
-    assert str(report.signatures["serving_default"]) == "(x: float32[...]) -> (output_0: float32[...])"
-    assert list(report.signatures) == ["serving_default"]
+    (key, signature), = report.signatures.items()
+    assert (key, str(signature)) == (
+        "serving_default", "(x: float32[...]) -> (output_0: float32[...])"
+    )
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
@@ -255,7 +257,7 @@ def test_save_stores_what_a_training_checkpoint_would(
     assert stored.has_object_graph()
 
 
-@pytest.mark.parametrize("make", [Tree, two_roots, functional])
+@pytest.mark.parametrize("make", [Tree, functional])
 def test_a_training_checkpoint_restores_from_the_variables_of_an_artifact(
     tmp_path: Path, make: Any
 ) -> None:
@@ -263,12 +265,21 @@ def test_a_training_checkpoint_restores_from_the_variables_of_an_artifact(
     ke.save(saved, tmp_path / "artifact")
     prefix = str(tmp_path / "artifact/variables/variables")
     tf.train.Checkpoint(fresh).restore(prefix)
-    assert_same(values_of(fresh, tmp_path / "restored"), values_of(saved, tmp_path / "saved"))
+    restored, expected = values_of(fresh, tmp_path / "fresh"), values_of(saved, tmp_path / "saved")
+    assert_same({key: restored[key] for key in expected}, expected)
     # `restore` adds a save counter, which only `Checkpoint.save` stores; `read` does not.
     status = tf.train.Checkpoint(fresh).read(prefix)
     status.assert_consumed()
     status.assert_existing_objects_matched()
-    assert_same(values_of(fresh, tmp_path / "fresh"), values_of(saved, tmp_path / "saved"))
+
+
+def test_a_checkpoint_object_restores_from_its_own_artifact(tmp_path: Path) -> None:
+    saved, fresh = two_roots(3.0), two_roots(7.0)
+    ke.save(saved, tmp_path)
+    status = fresh.restore(str(tmp_path / "variables/variables"))
+    status.assert_consumed()
+    status.assert_existing_objects_matched()
+    assert (float(fresh.scale.factor), int(fresh.step)) == (3.0, 3)
 
 
 def test_export_stores_a_model_without_its_optimizer(
@@ -294,12 +305,12 @@ def test_export_stores_the_optimizer_when_asked(tmp_path: Path, consumers: Consu
     assert_same(consumers.checkpoint(tmp_path / "artifact").values(), expected)
 
 
-def test_a_model_is_restored_from_its_export_with_all_its_state(tmp_path: Path) -> None:
+def test_a_model_is_restored_from_its_export_with_its_statistics(tmp_path: Path) -> None:
     saved, fresh = trained_classifier(), classifier()
     ke.export(saved, tmp_path)
     status = tf.train.Checkpoint(fresh).read(str(tmp_path / "variables/variables"))
     status.assert_existing_objects_matched()
-    for ours, theirs in zip(fresh.variables, saved.variables, strict=False):
+    for ours, theirs in zip(fresh.weights, saved.weights, strict=True):
         assert_same(ours.numpy(), theirs.numpy())
 
 
@@ -312,7 +323,7 @@ def test_a_variable_reached_by_two_paths_is_stored_once(
     ke.save(module, tmp_path)
     values = consumers.checkpoint(tmp_path).values()
     assert sorted(values) == [
-        f"again/{VALUES}",
+        f"kernel/{VALUES}",
         f"parts/0/{VALUES}",
         f"parts/1/a..b/{VALUES}",
         f"parts/1/c.Sd/factor/{VALUES}",
@@ -478,11 +489,11 @@ def test_a_silu_model_keeps_its_gradients(
     found = loaded.gradient("signatures.serving_default", image=x)
     assert_same(found["image"], expected.numpy(), rtol=1e-4, atol=1e-6)
     by_path = loaded.gradient("signatures.serving_default", image=x, wrt="variables")
-    shapes = [np.shape(slope) for slope in slopes]
-    ours = {slope.shape: slope for slope in by_path.values() if slope is not None}
-    assert sorted(ours) == sorted(set(shapes))
-    kernel = slopes[0].numpy()
-    assert_same(ours[kernel.shape], kernel, rtol=1e-4, atol=1e-6)
+    paths = [variable.path for variable in model.trainable_variables]
+    by_name = {path: slope.numpy() for path, slope in zip(paths, slopes, strict=True)}
+    names = {path: variable.name.split(":")[0] for path, variable in loaded.variables().items()}
+    ours = {names[path]: slope for path, slope in by_path.items()}
+    assert_same(ours, by_name, rtol=1e-4, atol=1e-6)
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -506,8 +517,9 @@ def test_an_object_with_signatures_of_its_own_is_refused(tmp_path: Path) -> None
     refused(ReservedNameError, words, tmp_path, lambda: ke.save(adder, tmp_path / "a"))
     adder.signatures = ["plain"]
     refused(ReservedNameError, "`del obj.signatures`", tmp_path, lambda: ke.save(adder, tmp_path))
-    adder.signatures = None
-    ke.save(adder, tmp_path / "a")
+    fine = Adder()
+    fine.signatures = None
+    ke.save(fine, tmp_path / "a")
 
 
 def test_a_method_called_signatures_is_no_reserved_attribute(tmp_path: Path) -> None:
@@ -644,7 +656,8 @@ def test_a_file_at_the_target_or_above_it_is_refused(tmp_path: Path, write: Any)
     (tmp_path / "file").write_text("mine")
     model = x_to_out()
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
-        error = refused(TargetError, "", tmp_path, lambda t=target: write(model, t))
+        words = f"received a file at {tmp_path / 'file'}. Move the file, or export elsewhere."
+        error = refused(TargetError, words, tmp_path, lambda t=target: write(model, t))
         assert isinstance(error, OSError)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -696,24 +709,9 @@ def test_what_is_for_models_is_refused_for_others(tmp_path: Path) -> None:
 
 def test_an_uninitialized_variable_is_refused_by_name(tmp_path: Path) -> None:
     module = tf.Module()
-
-    @tf.function
-    def make() -> None:
-        if not hasattr(module, "v"):
-            module.v = tf.Variable(lambda: tf.ones([2]), name="late")
-
-    with tf.Graph().as_default():
-        pass
-    module.v = tf.experimental.dtensor if False else _uninitialized("late")
+    module.v = UninitializedVariable(shape=[2], dtype=tf.float32, name="late")
     words = "Cannot export obj.v: expected a variable with a value, received variable='late:0'"
     refused(UninitializedError, words, tmp_path, lambda: ke.save(module, tmp_path / "a"))
-
-
-def _uninitialized(name: str) -> tf.Variable:
-    """A variable whose resource nobody ever created."""
-    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
-
-    return UninitializedVariable(shape=[2], dtype=tf.float32, name=name)
 
 
 def test_an_option_that_is_not_supported_yet_is_refused(tmp_path: Path) -> None:
@@ -873,7 +871,8 @@ def test_a_snapshot_can_be_written_from_another_thread(
 def test_an_exclusive_write_refuses_a_target_that_exists(tmp_path: Path) -> None:
     snapshot = ke.Exporter(Scale()).snapshot()
     snapshot.write(tmp_path / "a", exclusive=True)
-    refused(TargetError, "", tmp_path, lambda: snapshot.write(tmp_path / "a", exclusive=True))
+    words = f"Cannot export to {tmp_path / 'a'}: expected "
+    refused(TargetError, words, tmp_path, lambda: snapshot.write(tmp_path / "a", exclusive=True))
 
 
 def test_a_layer_that_is_added_is_traced_anew(tmp_path: Path, consumers: Consumers) -> None:
@@ -984,9 +983,11 @@ def test_two_exports_in_one_process_are_the_same_bytes(
     tmp_path: Path, name: str, make: Any, write: Any
 ) -> None:
     obj = make()
-    write(obj, tmp_path / "1")
-    write(obj, tmp_path / "2")
-    assert artifacts.files(tmp_path / "1") == artifacts.files(tmp_path / "2")
+    for number in range(4):  # hash maps of protobuf come in another order now and then
+        write(obj, tmp_path / str(number))
+    first, *others = (artifacts.files(tmp_path / str(number)) for number in range(4))
+    for other in others:
+        assert [name for name in FILES if other[name] != first[name]] == []
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
