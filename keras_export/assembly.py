@@ -136,11 +136,16 @@ def _checked_options(options: Any) -> Any:
     if not isinstance(options, tf.saved_model.SaveOptions):
         raise ArgumentTypeError(
             failure(
-                "export", "options of type tf.saved_model.SaveOptions",
+                "export",
+                "options of type tf.saved_model.SaveOptions",
                 f"options={options!r} ({type(options).__name__})",
             )
         )
-    for name in ("save_debug_info", "experimental_debug_stripper", "experimental_sharding_callback"):
+    for name in (
+        "save_debug_info",
+        "experimental_debug_stripper",
+        "experimental_sharding_callback",
+    ):
         if getattr(options, name, None):
             raise UnsupportedError(f"Cannot export: the option {name} is not supported yet.")
     return options
@@ -164,7 +169,8 @@ def _refuse_untrackable(obj: Any) -> None:
         return
     raise NotTrackableError(
         failure(
-            "export", "a trackable: a tf.Module, tf.train.Checkpoint, Keras layer or model",
+            "export",
+            "a trackable: a tf.Module, tf.train.Checkpoint, Keras layer or model",
             f"obj={obj!r} ({type(obj).__name__})",
             "Hold it as an attribute of a tf.Module: `m = tf.Module(); m.x = ...`.",
         )
@@ -201,7 +207,8 @@ def _attach_for_serving(tracked: tracking.TrackedGraph) -> None:
     """Gives the flat root what its own lists do not hold: tables, files, other variables."""
     held = {
         id(node)
-        for name in ("variables",) if name in tracked.root.children
+        for name in ("variables",)
+        if name in tracked.root.children
         for node in tracked.root.children[name].children.values()
     }
     others = [x for x in tracked.of_kind("variable") if id(x) not in held and x.slot_key is None]
@@ -230,9 +237,7 @@ def _noted(found: _Found) -> _Found:
     return found
 
 
-def _forward_signature(
-    request: ExportRequest, keys: Sequence[str], notes: list[str]
-) -> _Found:
+def _forward_signature(request: ExportRequest, keys: Sequence[str], notes: list[str]) -> _Found:
     try:
         forward = keras_models.forward_of(
             request.obj, request.input_signature, request.names, request.output_names
@@ -295,7 +300,12 @@ def _contents(
         resource_graph.nodes,
     )
     return metagraph.Contents(
-        tracked, saved, library, bound, checkpoint, options,
+        tracked,
+        saved,
+        library,
+        bound,
+        checkpoint,
+        options,
         python_functions=python_functions,
         resources=resource_graph,
         initializers=initializers,
@@ -332,8 +342,10 @@ def _state_notes(
         listed = ", ".join(metagraph.variable_name(node) for node in written)
         raise ArgumentError(
             failure(
-                "export", "a forward pass that changes nothing (state_updates='refuse')",
-                f"one that updates {listed}", "Export with state_updates='report' to keep it.",
+                "export",
+                "a forward pass that changes nothing (state_updates='refuse')",
+                f"one that updates {listed}",
+                "Export with state_updates='report' to keep it.",
             )
         )
     return [
@@ -343,15 +355,18 @@ def _state_notes(
     ]
 
 
-def _saved_nodes(
-    request: ExportRequest, tracked: tracking.TrackedGraph
-) -> list[tracking.Node]:
+def _saved_nodes(request: ExportRequest, tracked: tracking.TrackedGraph) -> list[tracking.Node]:
     """The objects that the loaded object consists of."""
     if not request.for_serving:
         return [node for node in tracked.nodes if not _is_keras_scaffolding(node)]
     flat = [tracked.root]
-    for name in ("variables", "trainable_variables", "non_trainable_variables",
-                 "_other_variables", "_resources"):
+    for name in (
+        "variables",
+        "trainable_variables",
+        "non_trainable_variables",
+        "_other_variables",
+        "_resources",
+    ):
         if name in tracked.root.children:
             flat.append(tracked.root.children[name])
     keep = {id(node) for node in flat}
@@ -386,7 +401,8 @@ def _bind_signatures(
     """Each signature with the function that serves it; equal ones share it."""
     bound, wrapped = [], {}
     for key, signature in sorted(found.signatures.items()):
-        same = (inner[key].name, *(x.name for x in (*signature.inputs, *signature.outputs)))
+        names = [*(x.name for x in signature.inputs), *(x.name for x in signature.outputs)]
+        same = (inner[key].name, *names)
         if same not in wrapped:
             wrapped[same] = _serve_by_name(library, found, inner[key], signature)
         bound.append((signature, wrapped[same]))
@@ -417,8 +433,13 @@ def _python_functions(
     endpoint = found.endpoint
     specs = endpoint.argument_specs
     wrapper = wrappers.wrap(
-        library, inner[SERVE_KEY], f"__inference_{SERVE_KEY}_call", endpoint.argument_order,
-        endpoint.result_order, (specs, {}), endpoint.results,
+        library,
+        inner[SERVE_KEY],
+        f"__inference_{SERVE_KEY}_call",
+        endpoint.argument_order,
+        endpoint.result_order,
+        (specs, {}),
+        endpoint.results,
     )
     names = tuple(argument.name for argument in endpoint.arguments)
     return [metagraph.PythonFunction(SERVE_KEY, wrapper, names, specs)]
@@ -460,7 +481,8 @@ def _concrete_functions_of(alias: str, function: Any) -> list[Any]:
         return list(function)
     raise ArgumentTypeError(
         failure(
-            "export", "a tf.function or ConcreteFunctions for each function alias",
+            "export",
+            "a tf.function or ConcreteFunctions for each function alias",
             f"function_aliases[{alias!r}]={function!r} ({type(function).__name__})",
         )
     )
@@ -475,7 +497,8 @@ def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
         if not tf.io.gfile.exists(source):
             raise MissingAssetError(
                 failure(
-                    f"export {tracking.path_text(node.path, root)}", "a file that exists",
+                    f"export {tracking.path_text(node.path, root)}",
+                    "a file that exists",
                     f"asset_path={source!r}",
                 )
             )

@@ -26,7 +26,8 @@ import tensorflow as tf
 from rich.console import Console
 from rich.text import Text
 
-from keras_export import publishing
+from keras_export import keras_models, publishing
+from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, ArgumentTypeError, TargetError, failure
 from keras_export.exporter import Exporter, Snapshot
 from keras_export.reports import ExportReport
@@ -151,6 +152,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         self._batches = _BatchCount()
         self._exporter: Exporter | None = None
         self._exporter_model: Any = None
+        self._recorded_model: Any = None
         self._epoch = 0
         self._last_version = 0
         self._warned = False
@@ -167,6 +169,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._warned = False
         publishing.check_target(self._template.fixed_folder)
+        self._start_recording()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._recorded_model is not None:
+            keras_models.stop_recording(self._recorded_model)
+            self._recorded_model = None
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -224,6 +232,14 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     @property
     def _moment(self) -> str:
         return "at the end of an epoch" if self.save_freq == "epoch" else "at the end of a batch"
+
+    def _start_recording(self) -> None:
+        """Lets a model without symbolic inputs remember what it is called with, for its export."""
+        has_inputs = isinstance(self.model, (keras.Sequential, tfi.keras_functional_class()))
+        # One that records already, as `with_export` arranged, goes on after the training.
+        if not has_inputs and not getattr(self.model.call, "_records_calls", False):
+            keras_models.start_recording(self.model)
+            self._recorded_model = self.model
 
     def _snapshot(self) -> Snapshot:
         if self._exporter is None:

@@ -143,7 +143,7 @@ def _keep_shapes(definition: Any, graph: Any) -> None:
 
 def _copy_handle_data(definition: Any, graph: Any) -> None:
     """What a returned resource holds; arguments learn it from what they are bound to."""
-    for tensor, result in zip(graph.outputs, definition.signature.output_arg):
+    for tensor, result in zip(graph.outputs, definition.signature.output_arg, strict=False):
         if result.type == tf.resource.as_datatype_enum:
             for item in tfi.get_resource_handle_data(tensor).shape_and_type:
                 result.handle_data.add(dtype=item.dtype).shape.CopyFrom(item.shape)
@@ -183,9 +183,7 @@ def _move_input_shapes(definition: Any) -> None:
 
 def _reading_functions(library: FunctionLibrary) -> set[str]:
     """Functions that change nothing, neither themselves nor through what they call."""
-    readers = {
-        name for name, definition in library.definitions.items() if _only_reads(definition)
-    }
+    readers = {name for name, definition in library.definitions.items() if _only_reads(definition)}
     changed = True
     while changed:
         changed = False
@@ -233,7 +231,7 @@ def _prune(definition: Any, reads_only: bool, needed: Iterable[str]) -> None:
         for node in definition.node_def
     }
     pending = [source.partition(":")[0] for source in definition.ret.values()]
-    pending += [source for source in definition.control_ret.values()]
+    pending += list(definition.control_ret.values())
     pending += needed
     reached: set[str] = set()
     while pending:
@@ -382,8 +380,9 @@ def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
 def _constant_key(node: Any) -> Any:
     """Equal for constants that one node can stand for."""
     attr = node.attr
-    attributes_key = tuple((name, attr[name].SerializeToString(deterministic=True))
-                           for name in sorted(attr))
+    attributes_key = tuple(
+        (name, attr[name].SerializeToString(deterministic=True)) for name in sorted(attr)
+    )
     return attributes_key, tuple(node.input), node.device
 
 

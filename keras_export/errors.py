@@ -7,10 +7,10 @@ working:
     ExportError
     ├── NotTrackableError        ValueError      the object cannot be exported at all
     ├── SignatureError           ValueError      `signatures=` or what a signature returns
-    ├── ReservedNameError        ValueError      an attribute or key that SavedModel keeps for itself
+    ├── ReservedNameError        ValueError      an attribute or key that the format keeps
     ├── ArgumentError            ValueError      any other argument
     ├── ArgumentTypeError        TypeError       an argument of the wrong type
-    ├── UntrackedCaptureError    AssertionError, KeyError   a function uses what nobody tracks
+    ├── UntrackedCaptureError    AssertionError, KeyError: a capture that is not tracked
     ├── UninitializedError       ValueError      a variable without a value
     ├── UnsupportedError         ValueError      something that a SavedModel cannot hold
     ├── GradientError            ValueError      a custom gradient that cannot be saved

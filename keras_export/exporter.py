@@ -171,7 +171,8 @@ class Exporter:
         if state_updates not in ("report", "refuse"):
             raise ArgumentError(
                 failure(
-                    "export", "state_updates='report' or 'refuse'",
+                    "export",
+                    "state_updates='report' or 'refuse'",
                     f"state_updates={state_updates!r}",
                 )
             )
@@ -235,16 +236,12 @@ class Exporter:
 class Snapshot:
     """The values of one moment together with the plan of their artifact."""
 
-    def __init__(
-        self, plan: assembly.Plan, values: variables.Values, seconds: Mapping[str, float]
-    ):
+    def __init__(self, plan: assembly.Plan, values: variables.Values, seconds: Mapping[str, float]):
         self._plan = plan
         self._values = values
         self._seconds = dict(seconds)
 
-    def write(
-        self, export_dir: str | os.PathLike[str], *, exclusive: bool = False
-    ) -> ExportReport:
+    def write(self, export_dir: str | os.PathLike[str], *, exclusive: bool = False) -> ExportReport:
         """Writes the artifact and publishes it in one step.
 
         Args:
@@ -282,7 +279,8 @@ def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> N
     if wrong and not is_model:
         raise ArgumentError(
             failure(
-                "export", f"a Keras layer or model for {', '.join(wrong)}",
+                "export",
+                f"a Keras layer or model for {', '.join(wrong)}",
                 f"obj={obj!r} ({type(obj).__name__})",
                 "Describe the signature of other objects with `signatures=`.",
             )

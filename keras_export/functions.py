@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -43,7 +43,7 @@ class CapturedTensor:
     tensor: str
 
 
-Binding = Union[Node, Constant, CapturedTensor]
+Binding: TypeAlias = "Node | Constant | CapturedTensor"
 
 
 @dataclass(eq=False)
@@ -193,6 +193,7 @@ def handles_of(node: Node) -> Iterator[Any]:
 
 
 def function_name(function: Any) -> str:
+    """The name of a function in the libraries of this process."""
     return tf.compat.as_str(function.name)
 
 
@@ -209,7 +210,7 @@ def called_by(nodes: Iterable[Any], graph: Any = None) -> Iterator[str]:
             yield op_type
             continue
         for attr_name in function_attributes(op_type):
-            value = node.attr[attr_name] if attr_name in node.attr else None
+            value = node.attr.get(attr_name, None)
             if value is None:
                 continue
             if value.func.name:
@@ -275,8 +276,8 @@ def _constant_value(capture: Any, described_as: str) -> Any:
         value = tf.get_static_value(capture)
         if value is None:
             raise UnsupportedError(
-                f"Cannot export {described_as}: it captures {capture.name!r}, a tensor of a function "
-                "that is being traced, which has no value. Pass it as an argument."
+                f"Cannot export {described_as}: it captures {capture.name!r}, a tensor of a "
+                "function that is being traced, which has no value. Pass it as an argument."
             )
         return tf.constant(value, dtype=capture.dtype)
     return capture
@@ -315,7 +316,7 @@ def _identifier(name: str, default: str) -> str:
 def constant_proto(tensor: Any) -> Any:
     """The TensorProto of a constant; equal elements are stored once.
 
-    Source: TensorProto in tensorflow/core/framework/tensor.proto (a single element fills the shape).
+    Source: tensorflow/core/framework/tensor.proto (a single element fills the shape).
     """
     array = np.asarray(tensor.numpy())
     if array.size > 1 and array.dtype.kind != "O" and _uniform(array):
@@ -337,4 +338,5 @@ def concrete_functions_of(node: Node) -> list[Any]:
 
 
 def described(node: Node, root: str) -> str:
+    """What error messages call a function."""
     return f"the function {path_text(node.path, root)}"

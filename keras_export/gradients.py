@@ -128,8 +128,13 @@ def _add_group(collector: FunctionCollector, group: _Group) -> None:
         (specs, _), results = inner.input_signature, inner.output_signature
         outputs = [x for x in results if x is not None]
         wrapper = wrappers.wrap(
-            library, inner, "__inference_gradient_of", range(len(specs)), range(len(outputs)),
-            (specs, {}), results,
+            library,
+            inner,
+            "__inference_gradient_of",
+            range(len(specs)),
+            range(len(outputs)),
+            (specs, {}),
+            results,
         )
         library.gradients[op_type] = wrapper.name
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import os
 import re
 import threading
 import weakref
@@ -110,8 +109,12 @@ class Endpoint:
         return tuple(
             tf.nest.pack_sequence_as(
                 argument.specs,
-                [_renamed_spec(spec, name)
-                 for spec, name in zip(tf.nest.flatten(argument.specs), argument.names)],
+                [
+                    _renamed_spec(spec, name)
+                    for spec, name in zip(
+                        tf.nest.flatten(argument.specs), argument.names, strict=False
+                    )
+                ],
             )
             for argument in self.arguments
         )
@@ -177,7 +180,7 @@ def trace(forward: Forward, name: str = "serve") -> Endpoint:
     leaves = [
         (leaf_name, spec)
         for argument in forward.arguments
-        for leaf_name, spec in zip(argument.names, tf.nest.flatten(argument.specs))
+        for leaf_name, spec in zip(argument.names, tf.nest.flatten(argument.specs), strict=False)
     ]
     _refuse_duplicates([leaf_name for leaf_name, _ in leaves])
     order = sorted(range(len(leaves)), key=lambda i: tfi.sanitize_arg_name(leaves[i][0]))
@@ -232,8 +235,13 @@ def _unnamed(spec: Any) -> Any:
 
 def _as_tensors(results: Any) -> Any:
     return tf.nest.map_structure(
-        lambda x: x if x is None or isinstance(x, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor))
-        or hasattr(x, "_type_spec") else tf.convert_to_tensor(x),
+        lambda x: (
+            x
+            if x is None
+            or isinstance(x, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor))
+            or hasattr(x, "_type_spec")
+            else tf.convert_to_tensor(x)
+        ),
         results,
     )
 
@@ -261,7 +269,8 @@ def _flat_outputs(
     named: list[SignatureOutput],
 ) -> tuple[tuple[SignatureOutput, ...], tuple[int, ...]]:
     """The outputs by name, and where each flat result of the forward pass went."""
-    outputs, order = [], {}
+    outputs: list[SignatureOutput] = []
+    order: dict[int, int] = {}
     for output in sorted(named, key=lambda x: x.name):
         start = len(order)
         for offset, position in enumerate(output.positions):
@@ -276,7 +285,8 @@ def _refuse_duplicates(names: list[str]) -> None:
         if names.count(name) > 1:
             raise SignatureError(
                 failure(
-                    "export", "a name of its own for each tensor",
+                    "export",
+                    "a name of its own for each tensor",
                     f"{names.count(name)} tensors called {name!r}",
                     "Rename the layers, or pass `output_names=` or `input_signature=`.",
                 )
@@ -289,10 +299,11 @@ def _refuse_duplicates(names: list[str]) -> None:
 def _inference_call(model: Any, arguments: Sequence[Argument]) -> Callable[..., Any]:
     """Calls the model with its arguments by position as far as they are the first ones."""
     names = [argument.name for argument in arguments]
-    leading = max(1, len(os.path.commonprefix([names, _parameters(model)])))
+    same = [x == y for x, y in zip(names, _parameters(model), strict=False)]
+    leading = max(1, (*same, False).index(False))
 
     def call(*args: Any) -> Any:
-        keywords = dict(zip(names[leading:], args[leading:]))
+        keywords = dict(zip(names[leading:], args[leading:], strict=False))
         with _not_recording():
             return model(*args[:leading], **keywords, training=False)
 
@@ -350,7 +361,9 @@ def _is_functional(model: Any) -> bool:
 
 def _unbuilt(model: Any) -> str:
     return failure(
-        f"export the model {model.name!r}", "a model that is built", "one without inputs",
+        f"export the model {model.name!r}",
+        "a model that is built",
+        "one without inputs",
         "Build it first: `model.build((None, 32))`, with your input shape, or start it with "
         "`keras.Input(shape=(32,), name='x')`.",
     )
@@ -384,7 +397,9 @@ def _graph_name(name: str, kind: str, notes: list[str]) -> str:
 
 def _flag_counted(operation: Any, kind: str, notes: list[str]) -> None:
     """Keras numbers the layers that nobody named, across all models of the process."""
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(operation).__name__)
+    snake = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(operation).__name__
+    )
     if re.fullmatch(re.escape(snake.lower()) + r"(_\d+)?", operation.name):
         notes.append(
             f"the {kind} name {operation.name!r} was given by Keras's counter and changes with the "
@@ -422,7 +437,7 @@ def _numbered(name: str, taken: dict[str, int]) -> str:
 
 def _positioned(names: Sequence[str], specs: Sequence[Any]) -> list[SignatureOutput]:
     outputs, position = [], 0
-    for name, spec in zip(names, specs):
+    for name, spec in zip(names, specs, strict=False):
         width = len(tf.nest.flatten(spec, expand_composites=True))
         outputs.append(SignatureOutput(name, spec, tuple(range(position, position + width))))
         position += width
@@ -450,7 +465,7 @@ def _renamed(
     _refuse_duplicates(new_names)
     return [
         SignatureOutput(name, output.spec, output.positions)
-        for name, output in zip(new_names, outputs)
+        for name, output in zip(new_names, outputs, strict=False)
     ]
 
 
@@ -536,7 +551,9 @@ def _holds_tensors(value: Any) -> bool:
 def _recorded_spec(value: Any) -> Any:
     spec = spec_of(value)
     if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
-        return spec if not isinstance(spec, tf.TensorSpec) else tf.TensorSpec(spec.shape, spec.dtype)
+        return (
+            spec if not isinstance(spec, tf.TensorSpec) else tf.TensorSpec(spec.shape, spec.dtype)
+        )
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
@@ -591,7 +608,8 @@ def _shape_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
     if not model.built or not shapes:
         raise ArgumentError(_never_called(model))
     parameters = _parameters(model)
-    arguments, notes = [], []
+    arguments: list[Argument] = []
+    notes: list[str] = []
     for position, (key, shape) in enumerate(shapes.items()):
         name = key.removesuffix("_shape")
         if name not in parameters:
@@ -625,7 +643,8 @@ def _argument(name: str, specs: Any, notes: list[str]) -> Argument:
 
 def _never_called(model: Any) -> str:
     return failure(
-        f"export the model {model.name!r}", "a model that was called, or an input_signature",
+        f"export the model {model.name!r}",
+        "a model that was called, or an input_signature",
         f"a {type(model).__name__} that was never called",
         "Call it once on a batch, or say what it takes: `export(model, path, "
         "input_signature=[tf.TensorSpec([None, 32], tf.float32, name='x')])`.",
@@ -636,7 +655,7 @@ def _several_arguments(model: Any, arguments: list[Argument]) -> str:
     specs = ", ".join(
         f"tf.TensorSpec({spec.shape.as_list()}, tf.{spec.dtype.name}, name={name!r})"
         for argument in arguments
-        for name, spec in zip(argument.names, tf.nest.flatten(argument.specs))
+        for name, spec in zip(argument.names, tf.nest.flatten(argument.specs), strict=False)
     )
     return failure(
         f"export the model {model.name!r}",
@@ -654,7 +673,8 @@ def _given_arguments(
 ) -> tuple[tuple[Argument, ...], list[str]]:
     per_argument = _per_argument(symbolic, input_signature)
     parameters = ["inputs"] if symbolic is not None else _parameters(model)
-    arguments, notes = [], []
+    arguments: list[Argument] = []
+    notes: list[str] = []
     for position, given in enumerate(per_argument):
         specs = tf.nest.map_structure(spec_of, given)
         name = parameters[position] if position < len(parameters) else f"input_{position}"
@@ -666,8 +686,11 @@ def _per_argument(symbolic: Any, input_signature: Any) -> list[Any]:
     """One structure per argument: a bare structure for the only argument is accepted."""
     if isinstance(input_signature, (list, tuple)) and not hasattr(input_signature, "_fields"):
         if symbolic is not None and len(input_signature) > 1:
-            return [type(symbolic.input)(input_signature)
-                    if isinstance(symbolic.input, (list, tuple)) else list(input_signature)]
+            return [
+                type(symbolic.input)(input_signature)
+                if isinstance(symbolic.input, (list, tuple))
+                else list(input_signature)
+            ]
         return list(input_signature)
     return [input_signature]
 
@@ -676,7 +699,7 @@ def _named_by_specs(argument: Argument, given: Any, notes: list[str]) -> Argumen
     raw = [getattr(leaf, "name", None) for leaf in tf.nest.flatten(given)]
     names = [
         _graph_name(str(name), "input", notes) if isinstance(name, str) and name else default
-        for name, default in zip(raw, argument.names)
+        for name, default in zip(raw, argument.names, strict=False)
     ]
     return Argument(argument.name, argument.specs, tuple(names))
 
@@ -695,8 +718,10 @@ def spec_of(value: Any) -> Any:
     if shape is None or dtype is None:
         raise ArgumentTypeError(
             failure(
-                "read input_signature", "tf.TensorSpec, keras.InputSpec, KerasTensor or an array",
-                f"{value!r} ({type(value).__name__})", "Give both shape and dtype.",
+                "read input_signature",
+                "tf.TensorSpec, keras.InputSpec, KerasTensor or an array",
+                f"{value!r} ({type(value).__name__})",
+                "Give both shape and dtype.",
             )
         )
     dtype = tf.as_dtype(dtype)

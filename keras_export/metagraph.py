@@ -9,6 +9,7 @@ and the saver.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +137,7 @@ def assemble(contents: Contents) -> MetaGraph:
     _refuse_namespaces(meta_graph.graph_def, contents.options.namespace_whitelist)
     _fill_meta_info(meta_graph, contents)
     _fill_object_graph(meta_graph.object_graph_def, contents, constants, graph)
-    attributes.strip_nodes(meta_graph.graph_def.node, attributes.Counter())
+    attributes.strip_nodes(meta_graph.graph_def.node, Counter())
     _refuse_size(proto, contents)
     return MetaGraph(proto.SerializeToString(deterministic=True), tuple(contents.assets))
 
@@ -334,7 +335,9 @@ def _fill_output_info(info: Any, output: SignatureOutput, call: str, start: int)
         info.dtype = output.spec.dtype.as_datatype_enum
         info.tensor_shape.CopyFrom(output.spec.shape.as_proto())
         sparse = info.coo_sparse
-        sparse.indices_tensor_name, sparse.values_tensor_name, sparse.dense_shape_tensor_name = names
+        sparse.indices_tensor_name, sparse.values_tensor_name, sparse.dense_shape_tensor_name = (
+            names
+        )
     else:
         _fill_composite_info(info, output.spec, names)
 
@@ -343,7 +346,7 @@ def _fill_composite_info(info: Any, spec: Any, names: list[str]) -> None:
     encoded = structures.encode(spec)
     info.composite_tensor.type_spec.CopyFrom(encoded.type_spec_value)
     components = tf.nest.flatten(spec, expand_composites=True)
-    for name, component in zip(names, components):
+    for name, component in zip(names, components, strict=False):
         _fill_tensor_info(info.composite_tensor.components.add(), name, component)
 
 
@@ -355,8 +358,9 @@ def _add_init_op(meta_graph: Any, graph: _MainGraph, contents: Contents) -> None
     paths = {}
     done = []
     for asset in contents.assets:
-        path = graph.placeholder("asset_path_initializer", tf.string.as_datatype_enum,
-                                 tf.TensorShape([]))
+        path = graph.placeholder(
+            "asset_path_initializer", tf.string.as_datatype_enum, tf.TensorShape([])
+        )
         paths[id(asset.node)] = path
         info = meta_graph.asset_file_def.add(filename=asset.filename)
         info.tensor_info.name = f"{path}:0"
@@ -419,7 +423,7 @@ def _add_restore(
     restore = graph.add("RestoreV2", "load", inputs)
     dtypes = restore.attr["dtypes"].list.type
     done = []
-    for index, (source, handle) in enumerate(zip(plain, handles)):
+    for index, (source, handle) in enumerate(zip(plain, handles, strict=False)):
         dtype = source.node.obj.dtype.as_datatype_enum
         dtypes.append(dtype)
         assign = graph.add("AssignVariableOp", "set", [handle, _output(restore.name, index)])
@@ -464,7 +468,8 @@ def _refuse_namespaces(graph_def: Any, allowed: Sequence[str] | None) -> None:
     if allowed is None:
         return
     refused = sorted(
-        op for op in attributes.ops_of(graph_def)
+        op
+        for op in attributes.ops_of(graph_def)
         if ">" in op and op.partition(">")[0] not in allowed
     )
     if refused:
@@ -525,7 +530,7 @@ def _fill_object_graph(
     objects = _ObjectGraph(proto, contents.saved)
     for constant in contents.library.constants:
         objects.add(constant).constant.operation = constants[id(constant)]
-    for node, saved in zip(contents.saved, proto.nodes):
+    for node, saved in zip(contents.saved, proto.nodes, strict=False):
         _fill_saved_object(saved, node, objects, contents)
     _add_signature_map(objects, contents)
     for function in contents.python_functions:
@@ -541,7 +546,8 @@ def _refuse_cycles(proto: Any, saved: Sequence[Node]) -> None:
     """The loader makes an object after those that it depends on."""
     waiting = {
         index: {dependency.node_id for dependency in node.dependencies}
-        for index, node in enumerate(proto.nodes) if node.dependencies
+        for index, node in enumerate(proto.nodes)
+        if node.dependencies
     }
     while waiting:
         ready = [index for index, needed in waiting.items() if not needed & waiting.keys()]
@@ -588,9 +594,7 @@ def _fill_resource(saved: Any, node: Node, contents: Contents) -> None:
 
 
 def _fill_function(saved: Any, node: Node, contents: Contents) -> None:
-    _fill_function_spec(
-        saved.function.function_spec, node.obj.function_spec, path_text(node.path)
-    )
+    _fill_function_spec(saved.function.function_spec, node.obj.function_spec, path_text(node.path))
     saved.function.concrete_functions.extend(x.name for x in contents.traces[id(node)])
 
 
@@ -636,7 +640,10 @@ def _full_arg_spec(concrete: Any) -> Any:
         [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],
         next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None),
         next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
-        None, keyword_only, None, {},
+        None,
+        keyword_only,
+        None,
+        {},
     )
 
 
@@ -726,9 +733,7 @@ def _add_python_function(objects: _ObjectGraph, function: PythonFunction) -> Non
     structures.encode_into(fullargspec, spec.fullargspec)
     structures.encode_into(tuple(function.input_signature), spec.input_signature)
     saved.function.concrete_functions.append(function.function.name)
-    objects.proto.nodes[0].children.add(
-        node_id=objects.ids[id(function)], local_name=function.name
-    )
+    objects.proto.nodes[0].children.add(node_id=objects.ids[id(function)], local_name=function.name)
 
 
 def _add_save_restore(objects: _ObjectGraph, item: SaveRestore) -> None:

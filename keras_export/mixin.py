@@ -69,7 +69,7 @@ class ExportMixin:
             ExportError: as in `keras_export.export`.
         """
         if format != _SAVED_MODEL:
-            return super().export(  # type: ignore[misc, no-any-return]
+            return super().export(  # type: ignore[misc]
                 filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs
             )
         report = exporter.export(self, filepath, input_signature=input_signature, **kwargs)
@@ -99,7 +99,7 @@ class Model(ExportMixin, keras.Model):
         if _is_functional_call(args, kwargs) and not isinstance(self, _Functional):
             # Keras would rewrite the bases of every class on the way up, this one included.
             _become_functional(type(self))
-            _Functional.__init__(self, *args, **kwargs)  # type: ignore[misc]
+            _Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
 
@@ -170,7 +170,7 @@ def _bound_export(model: Any) -> Callable[..., ExportReport | None]:
     ) -> ExportReport | None:
         if format != _SAVED_MODEL and original is not None:
             kwargs.update(format=format, verbose=verbose, input_signature=input_signature)
-            return original(model, filepath, **kwargs)  # type: ignore[no-any-return]
+            return original(model, filepath, **kwargs)
         report = exporter.export(model, filepath, input_signature=input_signature, **kwargs)
         if verbose:
             print(report)

@@ -21,9 +21,16 @@ from keras_export.variables import Source
 
 # Ops that make a table and are shared by name between functions and the main graph.
 _TABLE_OPS = frozenset(
-    {"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2",
-     "MutableHashTableOfTensors", "MutableHashTableOfTensorsV2", "MutableDenseHashTable",
-     "MutableDenseHashTableV2"}
+    {
+        "HashTable",
+        "HashTableV2",
+        "MutableHashTable",
+        "MutableHashTableV2",
+        "MutableHashTableOfTensors",
+        "MutableHashTableOfTensorsV2",
+        "MutableDenseHashTable",
+        "MutableDenseHashTableV2",
+    }
 )
 
 
@@ -59,8 +66,9 @@ class SaveRestore:
     key_order: tuple[str, ...]
 
 
-def build_resources(tracked: TrackedGraph, collector: FunctionCollector, options: Any,
-                    root: str = "obj") -> ResourceGraph:
+def build_resources(
+    tracked: TrackedGraph, collector: FunctionCollector, options: Any, root: str = "obj"
+) -> ResourceGraph:
     """Lets every resource make itself in a graph of its own.
 
     Raises:
@@ -107,6 +115,7 @@ def _number_tables(result: ResourceGraph, collector: FunctionCollector) -> None:
 
 
 def rename_tables(nodes: Iterable[Any], names: dict[bytes, bytes]) -> None:
+    """Gives tables their new shared names, in place."""
     for node in _tables(nodes):
         name = node.attr["shared_name"].s
         if name in names:
@@ -129,7 +138,7 @@ def trace_save_restore(source: Source, collector: FunctionCollector, root: str) 
     if not isinstance(restore, tfi.ConcreteFunction):
         restore = tf.function(_quiet(obj._restore_from_tensors), autograph=False)
         restore = restore.get_concrete_function(_unnamed(save.structured_outputs))
-    keys = dict(zip(obj._serialize_to_tensors(), (key for _, key in source.names)))
+    keys = dict(zip(obj._serialize_to_tensors(), (key for _, key in source.names), strict=False))
     return SaveRestore(
         source,
         collector.add(save, described),
@@ -146,6 +155,4 @@ def _quiet(restore: Any) -> Any:
 
 
 def _unnamed(outputs: Any) -> Any:
-    return {
-        name: tf.TensorSpec(value.shape, value.dtype) for name, value in outputs.items()
-    }
+    return {name: tf.TensorSpec(value.shape, value.dtype) for name, value in outputs.items()}

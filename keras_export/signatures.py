@@ -88,16 +88,16 @@ def canonicalize(signatures: Any) -> dict[str, SignatureFunction]:
     """
     if not isinstance(signatures, Mapping):
         signatures = {DEFAULT_KEY: signatures}
-    return {
-        _checked_key(key): signature_of(key, function) for key, function in signatures.items()
-    }
+    return {_checked_key(key): signature_of(key, function) for key, function in signatures.items()}
 
 
 def _checked_key(key: Any) -> str:
     if not isinstance(key, str):
         raise SignatureError(
             failure(
-                "export signatures", "keys of type str", f"key={key!r} ({type(key).__name__})",
+                "export signatures",
+                "keys of type str",
+                f"key={key!r} ({type(key).__name__})",
                 "Use names like 'serving_default'.",
             )
         )
@@ -137,7 +137,9 @@ def _nearly_meant(key: str, function: Any) -> str:
     elif is_keras_layer(function):
         mend = "To export a Keras model's forward pass, use `keras_export.export(model, dir)`."
     elif callable(function):
-        mend = "It is a plain Python callable: decorate it with `@tf.function(input_signature=[...])`."
+        mend = (
+            "It is a plain Python callable: decorate it with `@tf.function(input_signature=[...])`."
+        )
     else:
         mend = "For several signatures pass a dict from names to functions."
     return failure(what, _THREE_FORMS, received, mend)
@@ -153,7 +155,7 @@ def _inputs(key: str, concrete: Any, function: Any) -> tuple[tuple[SignatureInpu
     defaults = _defaults(function, concrete)
     notes: list[str] = []
     found: dict[str, SignatureInput] = {}
-    for position, (raw, spec) in enumerate(zip(concrete._arg_keywords, specs)):
+    for position, (raw, spec) in enumerate(zip(concrete._arg_keywords, specs, strict=False)):
         name = _valid(tf.compat.as_str(raw), key, notes)
         if name in found:
             raise SignatureError(_same_name(key, concrete, name))
@@ -177,7 +179,8 @@ def _refuse_variables(key: str, concrete: Any) -> None:
         if isinstance(leaf, tfi.VariableSpec):
             raise SignatureError(
                 failure(
-                    f"export the signature {key!r}", "tensors as inputs",
+                    f"export the signature {key!r}",
+                    "tensors as inputs",
                     f"an argument that is a tf.Variable ({leaf.shape}, {leaf.dtype.name})",
                     "Let the function read the variable from the object that holds it.",
                 )
@@ -191,7 +194,8 @@ def _refuse_unnamed(key: str, concrete: Any) -> None:
         if len(leaves) > 1 and not all(named):
             listed = ", ".join(
                 f"tf.TensorSpec({_shape(x)}, tf.{x.dtype.name}, name=...)"
-                if isinstance(x, tf.TensorSpec) else repr(x)
+                if isinstance(x, tf.TensorSpec)
+                else repr(x)
                 for x in leaves
             )
             raise SignatureError(
@@ -238,7 +242,9 @@ def _defaults(function: Any, concrete: Any) -> dict[int, Any]:
     fullargspec = function.function_spec.fullargspec
     values = dict(fullargspec.kwonlydefaults or {})
     defaults = fullargspec.defaults or ()
-    values.update(zip(fullargspec.args[len(fullargspec.args) - len(defaults):], defaults))
+    values.update(
+        zip(fullargspec.args[len(fullargspec.args) - len(defaults) :], defaults, strict=False)
+    )
     found, position = {}, 0
     for name, structure, _ in _arguments(concrete):
         flat = tf.nest.flatten(structure, expand_composites=True)
@@ -265,7 +271,8 @@ def _valid(name: str, key: str, notes: list[str]) -> str:
 
 def _same_name(key: str, concrete: Any, name: str) -> str:
     return failure(
-        f"export the signature {key!r}", "a name of its own for each input",
+        f"export the signature {key!r}",
+        "a name of its own for each input",
         f"two inputs of {function_name(concrete)!r} called {name!r}",
         "Give one of them another name: `tf.TensorSpec(..., name=...)`.",
     )
@@ -299,8 +306,10 @@ def _output_pairs(structure: Any, what: str) -> list[tuple[str, Any]]:
             if not isinstance(name, (str, bytes)):
                 raise SignatureError(
                     failure(
-                        f"export {what}", "a dict of outputs with keys of type str",
-                        f"key={name!r} ({type(name).__name__})", f"Return {{'{name}': ...}}.",
+                        f"export {what}",
+                        "a dict of outputs with keys of type str",
+                        f"key={name!r} ({type(name).__name__})",
+                        f"Return {{'{name}': ...}}.",
                     )
                 )
         return [(tf.compat.as_str(name), structure[name]) for name in sorted(structure)]
@@ -314,14 +323,18 @@ def _output_pairs(structure: Any, what: str) -> list[tuple[str, Any]]:
 def _not_flat(structure: Any, name: str, value: Any, what: str) -> str:
     if structure is None or (value is None and not isinstance(structure, (Mapping, Sequence))):
         return failure(
-            f"export {what}", "a function that returns tensors", "a function that returns None",
+            f"export {what}",
+            "a function that returns tensors",
+            "a function that returns None",
             "Return a tensor, a list of tensors, or a dict from names to tensors.",
         )
     flat = [x for x in tf.nest.flatten(structure) if isinstance(x, tf.TypeSpec)]
     example = ", ".join(f"'output_{index}': ..." for index in range(max(len(flat), 1)))
     return failure(
-        f"export {what}", "a tensor, a flat list of tensors, or a dict from names to tensors",
-        f"{name}={value!r} in the result {structure!r}", f"Return a flat dict: {{{example}}}.",
+        f"export {what}",
+        "a tensor, a flat list of tensors, or a dict from names to tensors",
+        f"{name}={value!r} in the result {structure!r}",
+        f"Return a flat dict: {{{example}}}.",
     )
 
 
@@ -348,9 +361,7 @@ def find_signature(graph: TrackedGraph) -> tuple[SignatureFunction | None, list[
     if len(candidates) == 1:
         return next(iter(candidates.values())), notes
     if candidates:
-        notes.append(
-            "no signature: several functions could be it; pass signatures= to choose"
-        )
+        notes.append("no signature: several functions could be it; pass signatures= to choose")
     return None, notes
 
 
@@ -373,14 +384,10 @@ def refuse_reserved_attribute(graph: TrackedGraph, root: str) -> None:
     """
     obj = graph.root.obj
     child = graph.root.children.get("signatures")
-    value = child.obj if child is not None else vars_of(obj).get("signatures")
+    value = child.obj if child is not None else getattr(obj, "__dict__", {}).get("signatures")
     if value is None or isinstance(value, tfi.SignatureMap):
         return
     raise ReservedNameError(_reserved(root, value))
-
-
-def vars_of(obj: Any) -> dict[str, Any]:
-    return getattr(obj, "__dict__", {})
 
 
 def _reserved(root: str, value: Any) -> str:

@@ -161,14 +161,17 @@ def unwrap_variable(obj: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def is_keras_variable(obj: Any) -> bool:
+    """Whether `obj` is a `keras.Variable`."""
     return (keras := _keras()) is not None and isinstance(obj, keras.Variable)
 
 
 def is_keras_layer(obj: Any) -> bool:
+    """Whether `obj` is a Keras 3 layer or model."""
     return (keras := _keras()) is not None and isinstance(obj, keras.layers.Layer)
 
 
 def is_keras_optimizer(obj: Any) -> bool:
+    """Whether `obj` is a Keras 3 optimizer."""
     return (keras := _keras()) is not None and isinstance(obj, keras.optimizers.Optimizer)
 
 
@@ -194,7 +197,7 @@ def kind_of(obj: Any) -> Kind:
 
 
 class _Walk:
-    """The children of objects, each listed once: listing may trace functions or make new objects."""
+    """The children of objects, each listed once: listing may trace functions or make objects."""
 
     def __init__(self, exclude: Callable[[Any], bool]):
         self._exclude = exclude
@@ -205,7 +208,7 @@ class _Walk:
     def trace_functions(self, root: Any) -> None:
         """Lists everything once: a function's first trace may create and track variables."""
         seen: dict[int, Any] = {}
-        queue = collections.deque([((), root)])
+        queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])
         while queue:
             path, obj = queue.popleft()
             if id(obj) in seen or isinstance(obj, tfi.ConcreteFunction):
@@ -283,9 +286,7 @@ class _Walk:
         return _list(
             obj,
             path,
-            lambda: tf.train.TrackableView.children(
-                obj, save_type="savedmodel", cache=self._cache
-            ),
+            lambda: tf.train.TrackableView.children(obj, save_type="savedmodel", cache=self._cache),
         )
 
 
@@ -307,7 +308,9 @@ def _keras_functions(layer: Any) -> dict[str, Any]:
     for name, value in vars(layer).items():
         if isinstance(value, (tfi.PolymorphicFunction, tfi.ConcreteFunction)):
             names[name] = None
-    return {name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS}
+    return {
+        name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS
+    }
 
 
 def _function_names(cls: type) -> list[str]:
@@ -435,8 +438,10 @@ def object_key(path: Iterable[str]) -> str:
 
 
 def slot_variable_key(variable: Iterable[str], optimizer: Iterable[str], slot_name: str) -> str:
+    """The checkpoint's name of a slot variable."""
     return f"{object_key(variable)}/.OPTIMIZER_SLOT/{object_key(optimizer)}/{escape(slot_name)}"
 
 
 def escape(name: str) -> str:
+    """One component of a checkpoint key."""
     return name.replace(".", "..").replace("/", ".S")

@@ -192,7 +192,7 @@ def _entries(source: Source, root: str) -> Iterable[Entry]:
     serialized = _serialized(source.node, root)
     return [
         entry
-        for (_, key), value in zip(source.names, serialized.values())
+        for (_, key), value in zip(source.names, serialized.values(), strict=False)
         for entry in _value_entries(key, value)
     ]
 
@@ -204,8 +204,10 @@ def _read(node: Node, root: str) -> Any:
     except (tf.errors.FailedPreconditionError, tf.errors.NotFoundError) as error:
         raise UninitializedError(
             failure(
-                f"export {path_text(node.path, root)}", "a variable with a value",
-                f"variable={variable.name!r} without one", "Initialize it before exporting.",
+                f"export {path_text(node.path, root)}",
+                "a variable with a value",
+                f"variable={variable.name!r} without one",
+                "Initialize it before exporting.",
             )
         ) from error
 
@@ -240,7 +242,7 @@ def write_bundle(prefix: str, values: Values, io_device: str | None = None) -> N
             _save(prefix, values.groups[0])
             return
         prefixes = [f"{prefix}_temp/part-{i:05d}" for i in range(len(values.groups))]
-        for part, group in zip(prefixes, values.groups):
+        for part, group in zip(prefixes, values.groups, strict=False):
             _save(part, group)
         tf.raw_ops.MergeV2Checkpoints(
             checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=True

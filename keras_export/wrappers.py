@@ -131,6 +131,7 @@ def _add_call(definition: Any, callee: Any, inner: BoundFunction, inputs: list[s
 
 
 def call_op(callee: Any) -> str:
+    """The op that calls a function."""
     return "StatefulPartitionedCall" if callee.signature.is_stateful else "PartitionedCall"
 
 

@@ -117,14 +117,28 @@ def legacy_optimizer() -> tf.Module:
 
 @pytest.mark.parametrize(
     "make",
-    [containers, shared, circle, odd_names, layers_in_containers, nested_models, legacy_optimizer],
+    [containers, shared, circle, odd_names, nested_models, legacy_optimizer],
 )
 def test_variables_have_the_keys_of_a_training_checkpoint(tmp_path: Path, make: Any) -> None:
     obj = make()
     expected = keys_of_tensorflow(obj, tmp_path)
     ours = keys(obj)
     assert [key for key in ours if not key.startswith("variables/")] == expected
-    assert len(expected) >= 2
+    assert expected
+
+
+def test_layers_in_lists_and_dicts_are_stored_though_a_checkpoint_leaves_them_out(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    model = layers_in_containers()
+    beyond = set(keys(model)) - set(keys_of_tensorflow(model, tmp_path))
+    assert f"heads/two/_kernel{VALUE}" in beyond
+    ke.save(model, tmp_path / "a")
+    shapes = consumers.checkpoint(tmp_path / "a").shapes()
+    assert len(shapes) == len(model.variables) == 9
+    x = np.float32([[1, 2]])
+    result = consumers.everywhere(tmp_path / "a", x=x)
+    assert_same(result, {k: v.numpy() for k, v in model(x).items()}, rtol=1e-5)
 
 
 def test_slot_variables_are_restored(tmp_path: Path) -> None:
@@ -205,12 +219,14 @@ def test_a_keras_variable_without_a_value_is_refused_with_its_path() -> None:
     module = tf.Module()
     with keras.StatelessScope():
         module.weight = keras.Variable(lambda shape, dtype: tf.zeros(shape), shape=(2,), name="w")
+        # At its end the scope gives the variable its value.
+        with pytest.raises(UninitializedError) as error:
+            tracking.track(module)
     words = (
         "Cannot export obj.weight: expected a variable with a value, received variable='w' without "
         "one. Build the model first: call it once, or `model.build(input_shape)`."
     )
-    with pytest.raises(UninitializedError, match=re.escape(words)):
-        tracking.track(module)
+    assert str(error.value) == words
 
 
 def test_a_path_reads_as_python() -> None:
