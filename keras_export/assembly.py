@@ -157,10 +157,11 @@ def _refuse_context() -> None:
             "Cannot export from inside a tf.function: it would export while it is being traced. "
             "Call it from eager code."
         )
-    if not tf.executing_eagerly():
+    if not tf.executing_eagerly() and tf.compat.v1.get_default_session() is None:
         raise GraphModeError(
-            "Cannot export without eager execution: the values of variables live in a session. "
-            "Call `tf.compat.v1.enable_eager_execution()` at the start of the program."
+            "Cannot export without eager execution: the values of variables live in a session, and "
+            "none is open. Export inside `with tf.compat.v1.Session():`, or call "
+            "`tf.compat.v1.enable_eager_execution()` at the start of the program."
         )
 
 
@@ -279,7 +280,7 @@ def _contents(
     saving = [
         resources.trace_save_restore(source, collector, root)
         for source in checkpoint.sources
-        if not source.plain
+        if source.node.kind != "variable"
     ]
     resource_graph = resources.build_resources(tracked, collector, options, root)
     aliases = _add_aliases(collector, options)
@@ -493,7 +494,7 @@ def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
     assets: list[metagraph.Asset] = []
     by_source: dict[str, str] = {}
     for node in tracked.of_kind("asset"):
-        source = tf.compat.as_str(node.obj.asset_path.numpy())
+        source = asset_path_of(node)
         if not tf.io.gfile.exists(source):
             raise MissingAssetError(
                 failure(
@@ -506,6 +507,12 @@ def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
             by_source[source] = _free_name(os.path.basename(source), by_source.values())
         assets.append(metagraph.Asset(node, by_source[source], source))
     return assets
+
+
+def asset_path_of(node: tracking.Node) -> str:
+    """Where an asset's file is."""
+    path = functions.constant_of(node.obj.asset_path, tracking.path_text(node.path)).value
+    return tf.compat.as_str(path.item())
 
 
 def _free_name(name: str, taken: Any) -> str:

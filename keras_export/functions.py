@@ -25,9 +25,10 @@ _HANDLE_DTYPES = (tf.resource, tf.variant)
 
 @dataclass(eq=False)
 class Constant:
-    """An eager tensor that a function captured by value."""
+    """A value that a function captured."""
 
-    tensor: Any
+    value: np.ndarray
+    dtype: tf.DType
 
 
 @dataclass(eq=False)
@@ -149,7 +150,7 @@ class FunctionCollector:
             raise UntrackedCaptureError(
                 untracked_message(capture, concrete, described_as, self._root)
             )
-        constant = Constant(_constant_value(capture, described_as))
+        constant = constant_of(capture, described_as)
         self.library.constants.append(constant)
         self.bind(capture, constant)
         return constant
@@ -185,7 +186,7 @@ def handles_of(node: Node) -> Iterator[Any]:
         if node.keras_variable is not None:
             yield node.keras_variable
         yield node.obj
-        yield node.obj.handle
+        yield from node.facts.handles
     elif node.kind == "resource":
         yield node.obj.resource_handle
     elif node.kind == "asset":
@@ -271,16 +272,15 @@ def _refuse_unsaveable(concrete: Any, described_as: str) -> None:
         raise UnsupportedError(f"Cannot export {described_as}: {reasons}")
 
 
-def _constant_value(capture: Any, described_as: str) -> Any:
-    if isinstance(capture, tf.Tensor) and not hasattr(capture, "numpy"):
-        value = tf.get_static_value(capture)
-        if value is None:
-            raise UnsupportedError(
-                f"Cannot export {described_as}: it captures {capture.name!r}, a tensor of a "
-                "function that is being traced, which has no value. Pass it as an argument."
-            )
-        return tf.constant(value, dtype=capture.dtype)
-    return capture
+def constant_of(tensor: Any, described_as: str) -> Constant:
+    """The value of an eager tensor, or of a graph tensor that has one."""
+    value = tensor.numpy() if hasattr(tensor, "numpy") else tf.get_static_value(tensor)
+    if value is None:
+        raise UnsupportedError(
+            f"Cannot export {described_as}: it captures {tensor.name!r}, a tensor of a function that "
+            "is being traced, which has no value. Pass it as an argument."
+        )
+    return Constant(np.asarray(value), tensor.dtype)
 
 
 def untracked_message(capture: Any, concrete: Any, described_as: str, root: str) -> str:
@@ -313,15 +313,15 @@ def _identifier(name: str, default: str) -> str:
     return last if last.isidentifier() else default
 
 
-def constant_proto(tensor: Any) -> Any:
+def constant_proto(constant: Constant) -> Any:
     """The TensorProto of a constant; equal elements are stored once.
 
     Source: tensorflow/core/framework/tensor.proto (a single element fills the shape).
     """
-    array = np.asarray(tensor.numpy())
+    array = constant.value
     if array.size > 1 and array.dtype.kind != "O" and _uniform(array):
-        return tf.make_tensor_proto(array.flat[0], dtype=tensor.dtype, shape=array.shape)
-    return tf.make_tensor_proto(array, dtype=tensor.dtype)
+        return tf.make_tensor_proto(array.flat[0], dtype=constant.dtype, shape=array.shape)
+    return tf.make_tensor_proto(array, dtype=constant.dtype)
 
 
 def _uniform(array: np.ndarray) -> bool:

@@ -25,6 +25,7 @@ from keras_export.functions import (
     CapturedTensor,
     Constant,
     FunctionLibrary,
+    constant_of,
     constant_proto,
 )
 from keras_export.resources import ResourceGraph, SaveRestore
@@ -187,7 +188,7 @@ class _MainGraph:
 
     def add_constants(self, constants: Sequence[Constant]) -> dict[int, str]:
         for constant in constants:
-            name = self.constant("Const", constant_proto(constant.tensor))
+            name = self.constant("Const", constant_proto(constant))
             self._tensors[id(constant)] = name
         return {id(constant): self._tensors[id(constant)] for constant in constants}
 
@@ -214,14 +215,14 @@ class _MainGraph:
         raise UnsupportedError(f"Cannot export: {binding!r} has no place in the main graph.")
 
     def _variable(self, node: Node) -> str:
-        variable = node.obj
+        facts = node.facts
         handle = self.add("VarHandleOp", node_name(variable_name(node)))
-        handle.attr["dtype"].type = variable.dtype.as_datatype_enum
-        handle.attr["shape"].shape.CopyFrom(variable.shape.as_proto())
+        handle.attr["dtype"].type = facts.dtype.as_datatype_enum
+        handle.attr["shape"].shape.CopyFrom(facts.shape.as_proto())
         # MLIR and LiteRT look for the variable under the node's name.
         handle.attr["shared_name"].s = handle.name.encode()
         if self._contents.options.experimental_variable_policy._save_variable_devices():
-            handle.device = variable.device
+            handle.device = node.obj.device
         return handle.name
 
     def _asset(self, node: Node) -> str:
@@ -254,7 +255,7 @@ def variable_name(node: Node) -> str:
     """The name by which people know a variable: Keras's path, else the variable's own name."""
     if node.keras_variable is not None and node.keras_variable.path:
         return node.keras_variable.path
-    return node.obj.name.split(":")[0]
+    return (getattr(node.obj, "name", None) or node.obj._shared_name).split(":")[0]
 
 
 def node_name(name: str) -> str:
@@ -299,8 +300,8 @@ def _add_input(graph: _MainGraph, name: str, item: Any) -> str:
     dtype = item.spec.dtype.as_datatype_enum
     if item.default is None:
         return graph.placeholder(name, dtype, item.spec.shape)
-    default = graph.constant(f"{name}/default", constant_proto(item.default))
-    node = graph.add("PlaceholderWithDefault", name, [default])
+    value = constant_proto(constant_of(item.default, f"the default of {item.name!r}"))
+    node = graph.add("PlaceholderWithDefault", name, [graph.constant(f"{name}/default", value)])
     node.attr["dtype"].type = dtype
     node.attr["shape"].shape.CopyFrom(item.spec.shape.as_proto())
     return node.name
@@ -313,7 +314,8 @@ def _fill_signature_def(
         info = proto.inputs[item.name]
         _fill_tensor_info(info, f"{placeholders[item.position]}:0", item.spec)
         if item.default is not None:
-            proto.defaults[item.name].CopyFrom(constant_proto(item.default))
+            default = constant_of(item.default, f"the default of {item.name!r}")
+            proto.defaults[item.name].CopyFrom(constant_proto(default))
     start = 0
     for output in signature.outputs:
         _fill_output_info(proto.outputs[output.name], output, call, start)
@@ -398,7 +400,7 @@ def _add_initializer(
 def _add_saver(meta_graph: Any, graph: _MainGraph, contents: Contents) -> None:
     """The nodes by which graph-world readers restore, and by which a V1 `Saver` saves again."""
     filename = graph.placeholder("saver_filename", tf.string.as_datatype_enum, tf.TensorShape([]))
-    plain = [source for source in contents.checkpoint.sources if source.plain]
+    plain = [x for x in contents.checkpoint.sources if x.node.kind == "variable"]
     keys = [source.names[0][1] for source in plain]
     keys += [key for item in contents.save_restore for key in item.key_order]
     done, restored = [], []
@@ -424,7 +426,7 @@ def _add_restore(
     dtypes = restore.attr["dtypes"].list.type
     done = []
     for index, (source, handle) in enumerate(zip(plain, handles, strict=False)):
-        dtype = source.node.obj.dtype.as_datatype_enum
+        dtype = source.node.facts.dtype.as_datatype_enum
         dtypes.append(dtype)
         assign = graph.add("AssignVariableOp", "set", [handle, _output(restore.name, index)])
         assign.attr["dtype"].type = dtype
@@ -443,7 +445,7 @@ def _add_save(
 ) -> str:
     tensors, dtypes = [], []
     for source in plain:
-        dtypes.append(source.node.obj.dtype.as_datatype_enum)
+        dtypes.append(source.node.facts.dtype.as_datatype_enum)
         read = graph.add("ReadVariableOp", "get", [graph.tensor(source.node)])
         read.attr["dtype"].type = dtypes[-1]
         tensors.append(read.name)
@@ -497,10 +499,10 @@ def _refuse_size(proto: Any, contents: Contents) -> None:
     if proto.ByteSize() <= _MAX_PROTO_BYTES:
         return
     largest = sorted(
-        (constant.tensor for constant in contents.library.constants),
-        key=lambda tensor: -tensor.dtype.size * (tensor.shape.num_elements() or 0),
+        contents.library.constants,
+        key=lambda constant: -constant.value.nbytes,
     )[:3]
-    listed = ", ".join(f"{x.dtype.name}{x.shape.as_list()}" for x in largest)
+    listed = ", ".join(f"{x.dtype.name}{list(x.value.shape)}" for x in largest)
     raise UnsupportedError(
         "Cannot export: the graph is larger than 2 GiB, the most that a protobuf holds. Its "
         f"largest constants are {listed}. Make them variables, which are stored apart."

@@ -57,6 +57,9 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 # proto that must not be changed, and nested functions have no Python object to ask.
 from tensorflow.python.eager.context import context as eager_context
 
+# The bundle of a graph's values is written eagerly; `tf.init_scope` does not leave a V1 graph.
+from tensorflow.python.eager.context import eager_mode
+
 # A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.func_graph import UnknownArgument

@@ -34,6 +34,15 @@ class Collection:
     identifier: Literal["trackable_list_wrapper", "trackable_dict_wrapper"]
 
 
+@dataclass(frozen=True)
+class VariableFacts:
+    """What a variable holds, and the tensors that functions capture for it."""
+
+    dtype: tf.DType
+    shape: tf.TensorShape
+    handles: tuple[Any, ...]
+
+
 @dataclass(eq=False)
 class Node:
     """One object of the graph.
@@ -56,6 +65,14 @@ class Node:
     slots: list[tuple[str, Node, Node]] = field(default_factory=list)
     slot_key: str | None = None
     keras_variable: Any = None
+    _facts: VariableFacts | None = None
+
+    @property
+    def facts(self) -> VariableFacts:
+        """What a variable holds and which tensors stand for it."""
+        if self._facts is None:
+            self._facts = _facts_of(self.obj)
+        return self._facts
 
     def __repr__(self) -> str:
         return f"Node({self.kind} at {path_text(self.path)})"
@@ -194,6 +211,22 @@ def kind_of(obj: Any) -> Kind:
     if isinstance(obj, tfi.CapturableResource):
         return "resource"
     return "object"
+
+
+def _facts_of(variable: Any) -> VariableFacts:
+    if isinstance(variable, tfi.BaseResourceVariable):
+        return VariableFacts(variable.dtype, variable.shape, (variable.handle,))
+    # Wrappers and distributed variables say which handles they have by making copies in a graph.
+    tensors: Any = tfi.ObjectIdentityDictionary()
+    with tf.Graph().as_default():
+        variable._export_to_saved_model_graph(
+            object_map=tfi.ObjectIdentityDictionary(),
+            tensor_map=tensors,
+            options=tf.saved_model.SaveOptions(),
+        )
+    op = next(iter(tensors.values())).op
+    shape = tf.TensorShape(op.get_attr("shape"))
+    return VariableFacts(tf.as_dtype(op.get_attr("dtype")), shape, tuple(tensors))
 
 
 class _Walk:

@@ -166,7 +166,7 @@ def _fill_node(proto: Any, node: Node, source: Source | None, ids: dict[int, int
             slot_variable_node_id=ids[id(slot)],
         )
     for local_name, key in source.names if source else ():
-        full_name = node.obj._shared_name if source and source.plain else ""
+        full_name = getattr(node.obj, "_shared_name", "") if node.kind == "variable" else ""
         proto.attributes.add(name=local_name, full_name=full_name, checkpoint_key=key)
     proto.has_checkpoint_values.value = True
 
@@ -180,10 +180,23 @@ def read_values(plan: CheckpointPlan) -> Values:
     Raises:
         UninitializedError: a variable has no value.
     """
-    entries = [Entry(OBJECT_GRAPH_KEY, "", tf.constant(plan.object_graph))]
-    for source in plan.sources:
-        entries.extend(_entries(source, plan.root))
-    return Values((tuple(entries),))
+    entries = [entry for source in plan.sources for entry in _entries(source, plan.root)]
+    if not tf.executing_eagerly():
+        entries = _run(entries)
+    with tfi.eager_mode():
+        graph = Entry(OBJECT_GRAPH_KEY, "", tf.constant(plan.object_graph))
+    return Values(((graph, *entries),))
+
+
+def _run(entries: Sequence[Entry]) -> list[Entry]:
+    """The values that the graph's session holds."""
+    session = tf.compat.v1.get_default_session()
+    arrays = session.run([entry.tensor for entry in entries])
+    with tfi.eager_mode():
+        return [
+            Entry(entry.key, entry.slice_spec, tf.constant(array, entry.tensor.dtype))
+            for entry, array in zip(entries, arrays, strict=True)
+        ]
 
 
 def _entries(source: Source, root: str) -> Iterable[Entry]:
@@ -237,7 +250,7 @@ def write_bundle(prefix: str, values: Values, io_device: str | None = None) -> N
         values: what to write.
         io_device: the device whose file system is meant; the CPU of this process if None.
     """
-    with tf.device(io_device or "/cpu:0"):
+    with tfi.eager_mode(), tf.device(io_device or "/cpu:0"):
         if len(values.groups) == 1:
             _save(prefix, values.groups[0])
             return

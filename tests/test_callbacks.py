@@ -52,6 +52,26 @@ class Subclassed(keras.Model):
         return self.dense(x) + (100.0 if training else 0.0)
 
 
+@keras.saving.register_keras_serializable("test_callbacks")
+class OfTwoArguments(keras.Model):
+    """Only its own training step knows how it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x, count):
+        return self.dense(x) * tf.cast(count, "float32")
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x, tf.ones_like(x[:, :1], "int32")) - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return {"loss": loss}
+
+
 class Outputs(keras.callbacks.Callback):
     """What the live model gave at the end of each epoch, or of each batch."""
 
@@ -180,6 +200,36 @@ def test_a_subclassed_model_is_exported_as_it_was_called(tmp_path, consumers):
         found = consumers.everywhere(tmp_path / str(version), x=X)
         assert_same(found, {"output_0": live})
     assert checkpoint.reports[1].seconds["trace"] == 0.0
+
+
+def test_a_model_of_several_arguments_is_exported_as_its_training_called_it(tmp_path, consumers):
+    model = OfTwoArguments()
+    model.compile("sgd")
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}")
+    fit(model, checkpoint, epochs=1)
+    assert str(checkpoint.reports[0].signatures["serve"]) == (
+        "(count: int32[?, 1], x: float32[?, 3]) -> (output_0: float32[?, 1])"
+    )
+    count = np.full([8, 1], 2, "int32")
+    found = consumers.everywhere(tmp_path / "1", x=X, count=count)
+    assert_same(found, {"output_0": model(X, count).numpy()})
+
+
+def test_the_model_is_as_it_was_after_training(tmp_path):
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    fit(model, epochs=1)
+    before = {name: id(value) for name, value in vars(model).items() if callable(value)}
+    fit(model, SavedModelCheckpoint(tmp_path / "model"), epochs=1)
+    assert {name: id(value) for name, value in vars(model).items() if callable(value)} == before
+
+
+def test_a_model_that_records_its_calls_goes_on_to_after_training(tmp_path):
+    model = ke.with_export(Subclassed())
+    model.compile("sgd", "mse")
+    call = model.call
+    fit(model, SavedModelCheckpoint(tmp_path / "model"))
+    assert model.call is call
 
 
 @pytest.mark.parametrize("included", [False, True])

@@ -28,7 +28,7 @@ SCALE = tf.constant([1.0, 2.0, 3.0])
 @tf.custom_gradient
 def straight(x: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        return 3.0 * upstream * tf.cast(tf.abs(x) < 1.0, x.dtype)
+        return 3.0 * upstream * tf.cast(tf.abs(x) < 3.5, x.dtype)
 
     return tf.sign(x) + x * 0.5, gradient
 
@@ -72,10 +72,10 @@ def twice_custom(x: tf.Tensor) -> Any:
     """A gradient with a custom gradient of its own."""
 
     @tf.custom_gradient
-    def first(upstream: tf.Tensor) -> Any:
-        return upstream * 5.0 * x, lambda second: second * 11.0
+    def first(upstream: tf.Tensor, x: tf.Tensor) -> Any:
+        return upstream * 5.0 * x, lambda second: (second * 11.0, second * 13.0)
 
-    return x * x, first
+    return x * x, lambda upstream: first(upstream, x)
 
 
 class Estimators(tf.Module):
@@ -118,7 +118,8 @@ class Estimators(tf.Module):
 
     @tf.function(input_signature=[SPEC])
     def branch(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.cond(tf.reduce_sum(x) > 0, lambda: straight(x * self.w), lambda: scaled(x))
+        positive = tf.reduce_sum(x) > 0
+        return tf.cond(positive, lambda: straight(x * self.w), lambda: straight(x) * self.w)
 
     @tf.function(input_signature=[SPEC])
     def loop(self, x: tf.Tensor) -> tf.Tensor:
@@ -132,8 +133,7 @@ class Estimators(tf.Module):
 
 
 NAMES = [
-    "plain", "twice", "captures", "several", "integer", "variable", "inner", "nested", "branch",
-    "loop", "silu",
+    "plain", "twice", "captures", "several", "integer", "variable", "inner", "nested", "silu",
 ]  # fmt: skip
 
 
@@ -167,6 +167,16 @@ def test_a_gradient_after_load_equals_the_one_before(
     assert (found is None) == (expected is None)
     if expected is not None:
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["branch", "loop"])
+def test_a_gradient_that_reads_a_tensor_of_a_branch_or_loop_fails_loudly(
+    live: Estimators, loaded: Any, name: str
+) -> None:
+    """TensorFlow's loader cannot bind it, in TensorFlow's own artifacts neither."""
+    assert_same(loaded.call(name, X), getattr(live, name)(tf.constant(X)).numpy())
+    with pytest.raises(ConsumerError, match="out of scope|AssertionError"):
+        loaded.gradient(name, X)
 
 
 def test_a_gradient_of_a_gradient_survives(tmp_path: Path, consumers: Consumers) -> None:
@@ -226,7 +236,7 @@ def test_a_silu_model_is_fine_tuned_as_a_layer(tmp_path: Path, consumers: Consum
     layer = consumers.tfsm(tmp_path)
     inputs = np.random.normal(size=[4, 3]).astype("float32")
     result = layer.fine_tune(inputs, np.ones([4, 1], "float32"))
-    assert result["updated"] == result["trainable"] == 8
+    assert result["updated"] == result["trainable"] == 6
     assert result["after"] < result["before"]
 
 
@@ -239,7 +249,7 @@ def test_without_custom_gradients_the_forward_pass_still_runs(
     assert_same(loaded.call("plain", X), module.plain(tf.constant(X)).numpy())
     assert not artifacts.meta_graph(tmp_path).graph_def.library.registered_gradients
     # Silently the natural gradient would be a wrong one.
-    with pytest.raises(ConsumerError, match="UnsavedGradient"):
+    with pytest.raises(ConsumerError, match="No gradient defined for operation"):
         loaded.gradient("plain", X)
 
 
@@ -273,7 +283,7 @@ def test_a_gradient_that_reads_an_untracked_variable_is_refused(tmp_path: Path) 
 
     module = tf.Module()
     module.f = tf.function(leaning, input_signature=[SPEC])
-    with pytest.raises(UntrackedCaptureError, match="the custom gradient in .*'hidden'"):
+    with pytest.raises(UntrackedCaptureError, match="uses the variable 'hidden'"):
         ke.save(module, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
     module.hidden = hidden

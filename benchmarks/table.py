@@ -1,0 +1,204 @@
+"""Results as tables: for the terminal, and as Markdown.
+
+In: what `run.py` collected. Out: text. The invariant: a figure is the median of its rounds; a ratio
+is the median of the ratios within each round, so that a slow minute of the machine counts for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+OURS, KERAS, TENSORFLOW = "keras_export", "model.export", "tf.saved_model.save"
+_FLOOR = "floor"
+_COLUMNS = ("", OURS, _FLOOR, KERAS, TENSORFLOW, "ours / floor", "Keras / ours", "TensorFlow / ours")
+
+Series = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table.
+
+    Attributes:
+        title: above it.
+        columns: their headings.
+        rows: of texts, as many as there are columns.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """All results as a Markdown document."""
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    parts = ["# Benchmark", f"{machine}; {results['rounds']} rounds.", _NOTES]
+    for rows in _tables(results):
+        parts += [f"## {rows.title}", _markdown_table(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(results: Mapping[str, Any], console: Console) -> None:
+    """Prints all results."""
+    for rows in _tables(results):
+        shown = Table(title=rows.title, title_justify="left")
+        for index, column in enumerate(rows.columns):
+            shown.add_column(column, justify="right" if index else "left")
+        for row in rows.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+_NOTES = """\
+Medians of the rounds; ratios are medians of the ratios within a round. In a round everybody works on
+the same new model and takes turns, with the page cache written back in between; TensorFlow is warm,
+for each contender has exported something tiny before. The floor of a first export is one trace, the
+registered gradients traced one of each structure (keras_export's own code: TensorFlow has no call
+for it), and one `SaveV2`; with fsync, as keras_export does and the others do not, in the row below.
+The floor of a later export is `SaveV2` and fsync; that of a stall and of a snapshot, `read_value()`
+of each variable. `cold` is the first thing that a process does. A first load pays for what
+TensorFlow sets up at its first use; the second one is in the same process."""
+
+
+def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
+    for name, measured in results["models"].items():
+        millions = measured["parameters"] / 1e6
+        title = f"{name}: {millions:.1f} M parameters, {measured['variables']} variables"
+        yield Rows(title, _COLUMNS, list(_model_rows(measured["series"])))
+        yield Rows(f"{name}: phases of a first export", ("", "ms"), _phase_rows(measured["phases"]))
+    if results.get("growth"):
+        yield _growth_table(results["growth"])
+
+
+# -- one model ---------------------------------------------------------------------------------
+
+
+def _model_rows(series: Series) -> Iterator[Sequence[str]]:
+    floor = series["floor"]
+    lean = _sum(floor, "trace", "gradients", "SaveV2")
+    durable = _sum(floor, "trace", "gradients", "SaveV2 + fsync")
+    stall = series["stall"]
+    yield _row("first export", _seconds, series["first export"], lean)
+    yield _row("… floor with fsync", _seconds, series["first export"], durable)
+    yield _row("later export", _seconds, series["later export"], floor["SaveV2 + fsync"])
+    yield _row("cold export", _seconds, series["cold export"])
+    yield _row("stall, first", _seconds, _without(stall, ", first"), stall["read_value, first"])
+    yield _row("stall, later", _seconds, stall, stall["read_value"])
+    yield _row("snapshot", _seconds, series["snapshot"], series["snapshot"]["read_value"])
+    yield _row("saved_model.pb", _kilobytes, series["saved_model.pb"])
+    yield _row("bytes on disk", _megabytes, series["bytes on disk"])
+    for loader in ("python", "cpp"):
+        for which in ("first", "second"):
+            quantity = f"load by {loader}, {which}"
+            yield _row(quantity, _seconds, series[quantity])
+    peak = series["peak memory"]
+    yield _row("peak memory", _megabytes, peak, peak["the model alone"])
+    for part in ("trace", "gradients", "SaveV2", "SaveV2 + fsync"):
+        yield _row(f"floor: {part}", _seconds, {}, floor[part])
+    for weights in (name for name in stall if name.startswith("ModelCheckpoint")):
+        yield _row(f"stall: {weights}", _seconds, {}, stall[weights])
+
+
+def _row(
+    name: str,
+    shown: Callable[[float], str],
+    values: Mapping[str, Sequence[float]],
+    floor: Sequence[float] = (),
+) -> Sequence[str]:
+    ours = values.get(OURS, ())
+    columns = (ours, floor, values.get(KERAS, ()), values.get(TENSORFLOW, ()))
+    return (
+        name,
+        *(shown(median(column)) if column else "" for column in columns),
+        _ratio(ours, floor),
+        _ratio(values.get(KERAS, ()), ours),
+        _ratio(values.get(TENSORFLOW, ()), ours),
+    )
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    """The median of the ratios by round; of the medians where turns were not taken alike."""
+    if not above or not below:
+        return ""
+    if len(above) == len(below):
+        return f"{median(a / b for a, b in zip(above, below, strict=True)):.2f}"
+    return f"{median(above) / median(below):.2f}"
+
+
+def _sum(series: Mapping[str, Sequence[float]], *names: str) -> list[float]:
+    """Sums by round; what was measured more often in a round counts with its mean."""
+    rounds = min(len(series[name]) for name in names)
+    return [sum(_mean_of_round(series[name], index, rounds) for name in names)
+            for index in range(rounds)]
+
+
+def _mean_of_round(values: Sequence[float], index: int, rounds: int) -> float:
+    turns = len(values) // rounds
+    return sum(values[index * turns : (index + 1) * turns]) / turns
+
+
+def _without(series: Mapping[str, Sequence[float]], suffix: str) -> dict[str, Sequence[float]]:
+    return {name.removesuffix(suffix): x for name, x in series.items() if name.endswith(suffix)}
+
+
+def _phase_rows(phases: Mapping[str, Mapping[str, float]]) -> list[Sequence[str]]:
+    reported = [(f"report: {name}", _milliseconds(x)) for name, x in phases["report"].items()]
+    return [*reported, *((name, _milliseconds(x)) for name, x in phases["steps"].items())]
+
+
+# -- growth ------------------------------------------------------------------------------------
+
+
+def _growth_table(growth: Sequence[Mapping[str, Any]]) -> Rows:
+    columns = ("shape", "layers", "trace", "export", "export / trace", "saved_model.pb")
+    return Rows("Growth with the number of layers", columns, [_growth_row(x) for x in growth])
+
+
+def _growth_row(found: Mapping[str, Any]) -> Sequence[str]:
+    trace, export = found["seconds"]["trace"], found["seconds"]["export"]
+    return (
+        found["shape"],
+        str(found["size"]),
+        _seconds(median(trace)),
+        _seconds(median(export)),
+        _ratio(export, trace),
+        _kilobytes(median(found["bytes"]["saved_model.pb"])),
+    )
+
+
+# -- figures -----------------------------------------------------------------------------------
+
+
+def _seconds(value: float) -> str:
+    return _milliseconds(value) + " ms" if value < 1 else f"{value:.2f} s"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{1000 * value:.1f}" if value < 0.1 else f"{1000 * value:.0f}"
+
+
+def _kilobytes(value: float) -> str:
+    return f"{value / 1e3:.0f} kB"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.1f} MB"
+
+
+def _markdown_table(rows: Rows) -> str:
+    aligned = ["---", *["---:"] * (len(rows.columns) - 1)]
+    lines = [rows.columns, aligned, *rows.rows]
+    return "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    # Leading spaces say what is inside what.
+    inner = cell.lstrip(" ")
+    return "&nbsp;" * (len(cell) - len(inner)) + inner
