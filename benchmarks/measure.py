@@ -1,9 +1,9 @@
 """Times one model inside a process of its own.
 
-In: a model's name, the number of rounds, a folder to write into. Out: seconds and bytes, by quantity
-and contender, a list with an entry for each round. The invariant: within a round everybody works
-on the same model, takes turns, and starts with a clean heap and a clean page cache; nobody's
-dirty pages are synced on another's time.
+In: a model's name, the number of rounds, a folder to write into. Out: seconds and bytes, by
+quantity and contender, a list in the order of the rounds. The invariant: within a round everybody
+works on the same model, takes turns, and starts with a clean heap and nothing to write back:
+nobody's dirty pages are synced on another's time.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from rich.table import Table
 
 OURS, KERAS, TENSORFLOW = "keras_export", "model.export", "tf.saved_model.save"
 _FLOOR = "floor"
-_COLUMNS = ("", OURS, _FLOOR, KERAS, TENSORFLOW, "ours / floor", "Keras / ours", "TensorFlow / ours")
+_RATIOS = ("ours / floor", "Keras / ours", "TF / ours")
+_COLUMNS = ("", OURS, _FLOOR, KERAS, TENSORFLOW, *_RATIOS)
 
 Series = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -57,9 +58,9 @@ def show(results: Mapping[str, Any], console: Console) -> None:
 
 
 _NOTES = """\
-Medians of the rounds; ratios are medians of the ratios within a round. In a round everybody works on
-the same new model and takes turns, with the page cache written back in between; TensorFlow is warm,
-for each contender has exported something tiny before. The floor of a first export is one trace, the
+Medians of the rounds; ratios are medians of the ratios within a round. In a round everybody works
+on the same new model and takes turns, with the page cache written back in between; TensorFlow is
+warm, for each contender has exported something tiny before. The floor of a first export is one trace, the
 registered gradients traced one of each structure (keras_export's own code: TensorFlow has no call
 for it), and one `SaveV2`; with fsync, as keras_export does and the others do not, in the row below.
 The floor of a later export is `SaveV2` and fsync; that of a stall and of a snapshot, `read_value()`

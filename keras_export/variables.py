@@ -235,7 +235,7 @@ def _sliced(key: str, slice_spec: str, value: Any) -> Iterable[Entry]:
     if callable(value):
         value = value()
     if hasattr(value, "slice_spec"):  # a SaveSpec of an older API
-        return (Entry(key, value.slice_spec, value.tensor),)
+        return (Entry(key, value.slice_spec or "", value.tensor),)
     return (Entry(key, slice_spec, tf.convert_to_tensor(value)),)
 
 
