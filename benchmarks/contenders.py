@@ -92,3 +92,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+WRITES: dict[str, Callable[[keras.Model, str], None]] = {
+    "SaveV2": save,
+    "SaveV2 + fsync": save_and_sync,
+}

@@ -23,9 +23,11 @@ import keras
 import models
 import phases
 import stalls
-from contenders import OURS
+from contenders import KERAS, OURS, TENSORFLOW
 
 import keras_export as ke
+
+PEERS = (KERAS, TENSORFLOW)
 
 Series = dict[str, dict[str, list[float]]]
 
@@ -94,8 +96,8 @@ def measure(name: str, rounds: int, folder: Path, artifacts: Path) -> dict[str, 
     """
     warm_up(folder)
     notebook = Notebook(folder)
-    for _ in range(rounds):
-        _round(notebook, models.build(name))
+    for number in range(rounds):
+        _round(notebook, models.build(name), floor_first=number % 2 == 1)
     model = models.build(name)
     for contender, export in contenders.EXPORTS.items():
         target = artifacts / slug(contender)
@@ -111,18 +113,22 @@ def measure(name: str, rounds: int, folder: Path, artifacts: Path) -> dict[str, 
     }
 
 
-def _round(notebook: Notebook, model: keras.Model) -> None:
-    """One turn of everybody, each fast one beside the floor that it is compared with."""
+def _round(notebook: Notebook, model: keras.Model, floor_first: bool) -> None:
+    """One turn of everybody, each fast one beside the floor that it is compared with.
+
+    The first to trace a new model may pay for something, so that place changes from round to round.
+    """
+    if floor_first:
+        _floor_of_first(notebook, model)
     exporter = _first_export(notebook, model)
-    _floor(notebook, model)
-    for export in (contenders.export_keras, contenders.export_tensorflow):
-        _peer(notebook, "first export", export, model)
-    notebook.time_writing("later export", OURS, exporter.write)
-    _floor_of_writing(notebook, model)
-    _peer(notebook, "later export", contenders.export_keras, model)
-    notebook.time_writing("later export", OURS, exporter.write)
-    _floor_of_writing(notebook, model)
-    _peer(notebook, "later export", contenders.export_tensorflow, model)
+    if not floor_first:
+        _floor_of_first(notebook, model)
+    for contender in PEERS:
+        _peer(notebook, "first export", contender, model)
+    for contender in PEERS:
+        notebook.time_writing("later export", OURS, exporter.write)
+        _write_floor(notebook, "floor of later", "SaveV2 + fsync", model)
+        _peer(notebook, "later export", contender, model)
     notebook.time("snapshot", OURS, exporter.snapshot)
     notebook.time("snapshot", "read_value", lambda: contenders.read(model))
 
@@ -138,21 +144,23 @@ def _first_export(notebook: Notebook, model: keras.Model) -> ke.Exporter:
     return made[0]
 
 
-def _peer(notebook: Notebook, quantity: str, export: Callable[..., None], model: Any) -> None:
-    (contender,) = (name for name, known in contenders.EXPORTS.items() if known is export)
+def _peer(notebook: Notebook, quantity: str, contender: str, model: keras.Model) -> None:
+    export = contenders.EXPORTS[contender]
     notebook.time_writing(quantity, contender, lambda folder: export(model, folder))
 
 
-def _floor(notebook: Notebook, model: keras.Model) -> None:
-    concrete = notebook.time("floor", "trace", lambda: contenders.trace(model))
+def _floor_of_first(notebook: Notebook, model: keras.Model) -> None:
+    quantity = "floor of first"
+    concrete = notebook.time(quantity, "trace", lambda: contenders.trace(model))
     tracer = contenders.gradient_tracer(model, concrete)
-    notebook.time("floor", "gradients", tracer)
-    _floor_of_writing(notebook, model)
+    notebook.time(quantity, "gradients", tracer)
+    for name in contenders.WRITES:
+        _write_floor(notebook, quantity, name, model)
 
 
-def _floor_of_writing(notebook: Notebook, model: keras.Model) -> None:
-    for name, save in (("SaveV2", contenders.save), ("SaveV2 + fsync", contenders.save_and_sync)):
-        notebook.time_writing("floor", name, lambda folder, save=save: save(model, folder))
+def _write_floor(notebook: Notebook, quantity: str, name: str, model: keras.Model) -> None:
+    write = contenders.WRITES[name]
+    notebook.time_writing(quantity, name, lambda folder: write(model, folder))
 
 
 def _note_sizes(notebook: Notebook, contender: str, artifact: Path) -> None:

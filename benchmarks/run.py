@@ -30,6 +30,7 @@ _HERE = Path(__file__).resolve().parent
 _IMPORTED = (_HERE.parent, _HERE.parent / "examples")
 _NAMES = ("MobileNetV2", "ResNet50", "EfficientNetB0", "EfficientNetB7", "Encoder12")
 _QUICK_NAMES = ("MobileNetV2",)
+_WIDTH = 140  # columns, where the output is a file
 _EXPORTS = ("keras_export", "model.export", "tf.saved_model.save")
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -40,7 +41,7 @@ _ENVIRONMENT = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parsed(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     results: dict[str, Any] = {"machine": _machine(), "rounds": options.rounds, "models": {}}
     with _working_folder(options.work) as folder:
         for name in options.models:
@@ -117,14 +118,19 @@ def _memory(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _measure_growth(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    sizes = (100, 300) if options.quick else (100, 300, 1000, *([3000] if options.full else []))
     rounds = min(options.rounds, 2)
     return [
         {"shape": shape, "size": size, **_run("growth", shape, size, rounds, str(_new(folder)))}
-        for shape in ("chain", "wide")
+        for shape, sizes in _growth_sizes(options).items()
         for size in sizes
-        if shape == "chain" or size >= 300
     ]
+
+
+def _growth_sizes(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    if options.quick:
+        return {"chain": (100, 300)}
+    largest = (1000, 3000) if options.full else (1000,)
+    return {"chain": (100, 300, *largest), "wide": (300, *largest)}
 
 
 # -- processes and the machine -----------------------------------------------------------------

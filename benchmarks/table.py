@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 OURS, KERAS, TENSORFLOW = "keras_export", "model.export", "tf.saved_model.save"
-_FLOOR = "floor"
 _RATIOS = ("ours / floor", "Keras / ours", "TF / ours")
-_COLUMNS = ("", OURS, _FLOOR, KERAS, TENSORFLOW, *_RATIOS)
+_COLUMNS = ("", OURS, "floor", KERAS, TENSORFLOW, *_RATIOS)
 
 Series = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -49,23 +49,25 @@ def markdown(results: Mapping[str, Any]) -> str:
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Prints all results."""
     for rows in _tables(results):
-        shown = Table(title=rows.title, title_justify="left")
+        shown = Table(title=rows.title, title_justify="left", box=box.SIMPLE_HEAD)
         for index, column in enumerate(rows.columns):
-            shown.add_column(column, justify="right" if index else "left")
+            justify = "right" if index else "left"
+            shown.add_column(column, justify=justify, no_wrap=True)
         for row in rows.rows:
             shown.add_row(*row)
         console.print(shown)
 
 
 _NOTES = """\
-Medians of the rounds; ratios are medians of the ratios within a round. In a round everybody works
-on the same new model and takes turns, with the page cache written back in between; TensorFlow is
-warm, for each contender has exported something tiny before. The floor of a first export is one trace, the
-registered gradients traced one of each structure (keras_export's own code: TensorFlow has no call
-for it), and one `SaveV2`; with fsync, as keras_export does and the others do not, in the row below.
-The floor of a later export is `SaveV2` and fsync; that of a stall and of a snapshot, `read_value()`
-of each variable. `cold` is the first thing that a process does. A first load pays for what
-TensorFlow sets up at its first use; the second one is in the same process."""
+Medians of the rounds; ratios are medians of the ratios within a round. In a round everybody
+works on the same new model and takes turns, with the page cache written back in between;
+TensorFlow is warm, for each contender has exported something tiny before. The floor of a first
+export is one trace, the registered gradients traced one of each structure (keras_export's own
+code: TensorFlow has no call for it), and one `SaveV2`; with fsync, as keras_export does and the
+others do not, in the row below. The floor of a later export is `SaveV2` and fsync; that of a
+stall and of a snapshot, `read_value()` of each variable. `cold` is the first thing that a
+process does. A first load pays for what TensorFlow sets up at its first use; the second one is
+in the same process."""
 
 
 def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
@@ -73,6 +75,7 @@ def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
         millions = measured["parameters"] / 1e6
         title = f"{name}: {millions:.1f} M parameters, {measured['variables']} variables"
         yield Rows(title, _COLUMNS, list(_model_rows(measured["series"])))
+        yield Rows(f"{name}: parts", ("", "median"), list(_part_rows(measured["series"])))
         yield Rows(f"{name}: phases of a first export", ("", "ms"), _phase_rows(measured["phases"]))
     if results.get("growth"):
         yield _growth_table(results["growth"])
@@ -82,13 +85,13 @@ def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
 
 
 def _model_rows(series: Series) -> Iterator[Sequence[str]]:
-    floor = series["floor"]
-    lean = _sum(floor, "trace", "gradients", "SaveV2")
-    durable = _sum(floor, "trace", "gradients", "SaveV2 + fsync")
+    lean = _sum(series["floor of first"], "trace", "gradients", "SaveV2")
+    durable = _sum(series["floor of first"], "trace", "gradients", "SaveV2 + fsync")
     stall = series["stall"]
     yield _row("first export", _seconds, series["first export"], lean)
     yield _row("… floor with fsync", _seconds, series["first export"], durable)
-    yield _row("later export", _seconds, series["later export"], floor["SaveV2 + fsync"])
+    yield _row("later export", _seconds, series["later export"],
+               series["floor of later"]["SaveV2 + fsync"])
     yield _row("cold export", _seconds, series["cold export"])
     yield _row("stall, first", _seconds, _without(stall, ", first"), stall["read_value, first"])
     yield _row("stall, later", _seconds, stall, stall["read_value"])
@@ -101,10 +104,16 @@ def _model_rows(series: Series) -> Iterator[Sequence[str]]:
             yield _row(quantity, _seconds, series[quantity])
     peak = series["peak memory"]
     yield _row("peak memory", _megabytes, peak, peak["the model alone"])
-    for part in ("trace", "gradients", "SaveV2", "SaveV2 + fsync"):
-        yield _row(f"floor: {part}", _seconds, {}, floor[part])
-    for weights in (name for name in stall if name.startswith("ModelCheckpoint")):
-        yield _row(f"stall: {weights}", _seconds, {}, stall[weights])
+
+
+def _part_rows(series: Series) -> Iterator[Sequence[str]]:
+    """What the floors consist of, and what Keras's own checkpoint of the weights costs."""
+    for quantity in ("floor of first", "floor of later"):
+        for part, seconds in series[quantity].items():
+            yield f"{quantity}: {part}", _seconds(median(seconds))
+    for name, seconds in series["stall"].items():
+        if name.startswith("ModelCheckpoint"):
+            yield f"stall: {name}", _seconds(median(seconds))
 
 
 def _row(
@@ -134,15 +143,8 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> str:
 
 
 def _sum(series: Mapping[str, Sequence[float]], *names: str) -> list[float]:
-    """Sums by round; what was measured more often in a round counts with its mean."""
-    rounds = min(len(series[name]) for name in names)
-    return [sum(_mean_of_round(series[name], index, rounds) for name in names)
-            for index in range(rounds)]
-
-
-def _mean_of_round(values: Sequence[float], index: int, rounds: int) -> float:
-    turns = len(values) // rounds
-    return sum(values[index * turns : (index + 1) * turns]) / turns
+    """Sums by round."""
+    return [sum(parts) for parts in zip(*(series[name] for name in names), strict=True)]
 
 
 def _without(series: Mapping[str, Sequence[float]], suffix: str) -> dict[str, Sequence[float]]:

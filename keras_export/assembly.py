@@ -36,7 +36,6 @@ from keras_export.errors import (
     InsideFunctionError,
     MissingAssetError,
     NotTrackableError,
-    UnsupportedError,
     failure,
 )
 from keras_export.reports import Signature
@@ -74,6 +73,7 @@ class Plan:
         notes: what the user should know.
         seconds: time of `trace` and `assemble`.
         options: the options that concern writing.
+        debug_info: the bytes of `debug/saved_model_debug_info.pb`, if they are wanted.
         held: objects that must live as long as the plan.
     """
 
@@ -83,6 +83,7 @@ class Plan:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     options: Any
+    debug_info: bytes | None = field(repr=False, default=None)
     held: Any = field(repr=False, default=None)
 
 
@@ -110,6 +111,7 @@ def assemble(request: ExportRequest) -> Plan:
         tuple(dict.fromkeys([*tracked.notes, *found.notes, *_untraced_notes(contents)])),
         {"trace": traced - started, "assemble": time.perf_counter() - traced},
         options,
+        contents.debug_info,
         tracked,
     )
 
@@ -141,13 +143,6 @@ def _checked_options(options: Any) -> Any:
                 f"options={options!r} ({type(options).__name__})",
             )
         )
-    for name in (
-        "save_debug_info",
-        "experimental_debug_stripper",
-        "experimental_sharding_callback",
-    ):
-        if getattr(options, name, None):
-            raise UnsupportedError(f"Cannot export: the option {name} is not supported yet.")
     return options
 
 
@@ -299,6 +294,8 @@ def _contents(
             *aliases,
         ],
         resource_graph.nodes,
+        keep_names=options.save_debug_info,
+        strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )
     return metagraph.Contents(
         tracked,
@@ -314,7 +311,19 @@ def _contents(
         assets=assets,
         aliases={new_names[name]: alias for name, alias in aliases.items()},
         traces=traces,
+        debug_info=_debug_info(new_names) if options.save_debug_info else None,
     )
+
+
+def _debug_info(new_names: Mapping[str, str]) -> bytes:
+    """Where in the user's code each node was made, by the function's name in the artifact."""
+    builder = tfi.GraphDebugInfoBuilder()
+    context = tfi.eager_context()
+    for name, new_name in new_names.items():
+        if context.has_function(name):
+            builder.AppendGraphDebugInfo(new_name, context.get_graph_debug_info(name))
+    content: bytes = builder.Build().SerializeToString(deterministic=True)
+    return content
 
 
 def _state_notes(

@@ -268,8 +268,10 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     def _published(self, report: ExportReport) -> None:
         """Takes note of an export that readers can see now."""
         if self.verbose:
-            self._print(f"Epoch {report.epoch}{self._batch_text(report)}: "
-                        f"{self._reason(report)}exported {report.export_dir}")
+            self._print(
+                f"Epoch {report.epoch}{self._batch_text(report)}: "
+                f"{self._reason(report)}exported {report.export_dir}"
+            )
         if self.save_best_only:
             self._ranking.best = report.logs[self.monitor]
         self.reports.append(report)
@@ -350,7 +352,8 @@ def _inferred_mode(monitor: str, model: Any) -> str:
     if mode is None:
         raise ArgumentError(
             failure(
-                "rank models", "a metric whose better direction is known",
+                "rank models",
+                "a metric whose better direction is known",
                 f"monitor={monitor!r}, mode='auto'",
                 "Pass mode='max' if more is better, or mode='min' if less is.",
             )
@@ -469,7 +472,8 @@ class _Template:
             raise ArgumentError(
                 failure(
                     f"fill in filepath={self.text!r}",
-                    f"the name of a value that there is ({_listed(values)})", str(placeholder),
+                    f"the name of a value that there is ({_listed(values)})",
+                    str(placeholder),
                     "Metrics of validation need validation data, and the end of a batch has none.",
                 )
             )
@@ -523,7 +527,8 @@ def _names_in(folder: str) -> list[str]:
 def _refuse_weights_only(save_weights_only: bool) -> None:
     if save_weights_only:
         raise _wrong(
-            "save_weights_only=False", f"save_weights_only={save_weights_only!r}",
+            "save_weights_only=False",
+            f"save_weights_only={save_weights_only!r}",
             "A SavedModel holds the graph as well; keras.callbacks.ModelCheckpoint writes weights.",
         )
 

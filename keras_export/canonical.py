@@ -53,6 +53,7 @@ def canonicalize(
     main_nodes: Iterable[Any] = (),
     *,
     keep_names: bool = False,
+    strip_debug_ops: bool = False,
 ) -> dict[str, str]:
     """Renames, strips, prunes and orders the library in place.
 
@@ -61,6 +62,7 @@ def canonicalize(
         roots: names of the functions to start from, in the order that numbers them.
         main_nodes: NodeDefs outside the library that call its functions.
         keep_names: leave node names as they were traced, for debug information.
+        strip_debug_ops: make checks and prints do nothing.
 
     Returns:
         The new name of each function.
@@ -69,6 +71,9 @@ def canonicalize(
     called = [name for name in called_by(main_nodes) if name in library.definitions]
     order = _order_of_first_use(library, [*roots, *called])
     library.definitions = {name: library.definitions[name] for name in order}
+    if strip_debug_ops:
+        for definition in library.definitions.values():
+            _strip_debug_ops(definition)
     readers = _reading_functions(library)
     needed = _captured_nodes(library)
     for name, definition in library.definitions.items():
@@ -176,6 +181,33 @@ def _move_input_shapes(definition: Any) -> None:
                 shape.unknown_rank = True
         definition.attr["_input_shapes"].CopyFrom(shapes)
     definition.arg_attr.clear()
+
+
+def _strip_debug_ops(definition: Any) -> None:
+    """What only checks or prints becomes a node that passes its input on, or nothing."""
+    for node in definition.node_def:
+        if node.op in ("Assert", "PrintV2"):
+            node.op = "NoOp"
+            _keep_attributes(node, ())
+            _order_after(node, 0)
+        elif node.op in ("CheckNumerics", "CheckNumericsV2", "Print"):
+            node.op = "Identity"
+            _keep_attributes(node, ("T",))
+            _order_after(node, 1)
+
+
+def _keep_attributes(node: Any, names: Iterable[str]) -> None:
+    for name in list(node.attr):
+        if name[0] != "_" and name not in names:
+            del node.attr[name]
+
+
+def _order_after(node: Any, first: int) -> None:
+    """Inputs from `first` on only order the node; each once."""
+    inputs = list(node.input)
+    after = ["^" + x.lstrip("^").partition(":")[0] for x in inputs[first:]]
+    del node.input[:]
+    node.input.extend([*inputs[:first], *dict.fromkeys(after)])
 
 
 # -- pruning ----------------------------------------------------------------------------------

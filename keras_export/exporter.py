@@ -301,10 +301,15 @@ def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) 
     gfile.makedirs(join(directory, "variables"))
     gfile.makedirs(join(directory, "assets"))
     device = plan.options.experimental_io_device
+    sharding = getattr(plan.options, "experimental_sharding_callback", None)
+    values = variables.shard(values, sharding) if sharding is not None else values
     variables.write_bundle(join(directory, "variables", "variables"), values, device)
     for asset in plan.meta_graph.assets:
         gfile.copy(asset.source, join(directory, "assets", asset.filename), overwrite=True)
     _write_file(join(directory, "saved_model.pb"), plan.meta_graph.saved_model)
+    if plan.debug_info is not None:
+        gfile.makedirs(join(directory, "debug"))
+        _write_file(join(directory, "debug", "saved_model_debug_info.pb"), plan.debug_info)
     _write_file(join(directory, "fingerprint.pb"), _fingerprint(directory))
     return sum(
         gfile.stat(join(folder, name)).length

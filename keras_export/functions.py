@@ -277,8 +277,8 @@ def constant_of(tensor: Any, described_as: str) -> Constant:
     value = tensor.numpy() if hasattr(tensor, "numpy") else tf.get_static_value(tensor)
     if value is None:
         raise UnsupportedError(
-            f"Cannot export {described_as}: it captures {tensor.name!r}, a tensor of a function that "
-            "is being traced, which has no value. Pass it as an argument."
+            f"Cannot export {described_as}: it captures {tensor.name!r}, a tensor of a function "
+            "that is being traced, which has no value. Pass it as an argument."
         )
     return Constant(np.asarray(value), tensor.dtype)
 

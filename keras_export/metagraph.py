@@ -88,6 +88,8 @@ class Contents:
         assets: files.
         checkpoint: keys of the values.
         aliases: function name -> alias.
+        traces: the functions behind each function node, by `id` of the node.
+        debug_info: where nodes were made, serialized, if it is wanted.
         options: the caller's `tf.saved_model.SaveOptions`.
     """
 
@@ -104,6 +106,7 @@ class Contents:
     assets: Sequence[Asset] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[int, Sequence[BoundFunction]] = field(default_factory=dict)
+    debug_info: bytes | None = None
 
 
 @dataclass(frozen=True)

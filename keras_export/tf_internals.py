@@ -144,6 +144,9 @@ from tensorflow.core.function.polymorphism.function_type import sanitize_arg_nam
 # The full argument spec of a function, as the format stores it.
 from tensorflow.python.util.tf_inspect import FullArgSpec
 
+# Collects the stack traces of nodes; its format has no public writer.
+from tensorflow.python.util.tf_stack import GraphDebugInfoBuilder
+
 
 def keras_functional_class() -> type:
     """The class of models with symbolic inputs: `keras.Model` is their public base, but a subclass

@@ -239,6 +239,53 @@ def _sliced(key: str, slice_spec: str, value: Any) -> Iterable[Entry]:
     return (Entry(key, slice_spec, tf.convert_to_tensor(value)),)
 
 
+def shard(values: Values, callback: Any) -> Values:
+    """Groups values as a `tf.train.experimental.ShardingCallback` says.
+
+    Args:
+        values: in any groups.
+        callback: is given `tf.train.experimental.ShardableTensor`s, and may cut tensors.
+
+    Raises:
+        UnsupportedError: it returns something else than a list of shards.
+    """
+    entries = [entry for group in values.groups for entry in group]
+    with tfi.eager_mode():
+        shards = callback([_shardable(entry) for entry in entries])
+    try:
+        groups = tuple(
+            tuple(
+                Entry(key, slice_spec, tensor)
+                for key, parts in one.items()
+                for slice_spec, tensor in parts.items()
+            )
+            for one in shards
+        )
+    except (AttributeError, TypeError) as error:
+        raise UnsupportedError(
+            failure(
+                "export",
+                "experimental_sharding_callback to return a list of {key: {slice: tensor}}",
+                f"{shards!r}",
+            )
+        ) from error
+    return Values(groups)
+
+
+def _shardable(entry: Entry) -> Any:
+    return tf.train.experimental.ShardableTensor(
+        _tensor_save_spec=None,
+        tensor=entry.tensor,
+        dtype=entry.tensor.dtype,
+        device=tf.DeviceSpec.from_string(entry.tensor.device),
+        name=entry.key,
+        shape=entry.tensor.shape,
+        slice_spec=entry.slice_spec,
+        checkpoint_key=entry.key,
+        trackable=None,
+    )
+
+
 def write_bundle(prefix: str, values: Values, io_device: str | None = None) -> None:
     """Writes a tensor bundle, `<prefix>.index` and `<prefix>.data-…`.
 
