@@ -82,6 +82,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         names: as in `keras_export.export`.
         output_names: as in `keras_export.export`.
         include_optimizer: as in `keras_export.export`.
+        state_updates: as in `keras_export.export`.
         options: `tf.saved_model.SaveOptions`.
         on_export: called with the report of each export after it is published. What it raises
             ends the training.
@@ -126,6 +127,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         names: Literal["layers", "keras"] = "layers",
         output_names: Sequence[str] | Mapping[str, str] | None = None,
         include_optimizer: bool = False,
+        state_updates: Literal["report", "refuse"] = "report",
         options: tf.saved_model.SaveOptions | None = None,
         on_export: Callable[[ExportReport], object] | None = None,
     ):
@@ -147,6 +149,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             "names": names,
             "output_names": output_names,
             "include_optimizer": include_optimizer,
+            "state_updates": state_updates,
         }
         self._on_export = on_export
         self._batches = _BatchCount()

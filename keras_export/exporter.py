@@ -197,7 +197,7 @@ class Exporter:
             ExportError: as in `save`; the exporter then keeps its earlier plan.
         """
         self._plan = assembly.assemble(self._request)
-        self._stamp = _stamp(self._request.obj)
+        self._stamp = _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
     def write(self, export_dir: str | os.PathLike[str]) -> ExportReport:
@@ -227,7 +227,7 @@ class Exporter:
         Raises:
             ExportError: a variable has no value; or the object changed and cannot be traced again.
         """
-        if _stamp(self._request.obj) != self._stamp:
+        if _stamp(self._request) != self._stamp:
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
         return Snapshot(self._plan, variables.read_values(self._plan.checkpoint), seconds)
@@ -287,12 +287,16 @@ def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> N
         )
 
 
-def _stamp(obj: Any) -> tuple[int, ...]:
+def _stamp(request: assembly.ExportRequest) -> tuple[int, ...]:
     """Changes when the set of variables or layers does; the plan keeps the objects alive."""
-    if not tracking.is_keras_layer(obj):
+    model = request.obj
+    if not tracking.is_keras_layer(model):
         return ()
-    layers = obj._flatten_layers()
-    return (*(id(layer) for layer in layers), *(id(variable) for variable in obj.variables))
+    held = [*model._flatten_layers(), *model.variables]
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and (request.include_optimizer or not request.for_serving):
+        held += [optimizer, *optimizer.variables]
+    return tuple(id(obj) for obj in held)
 
 
 def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) -> int:

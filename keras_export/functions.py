@@ -129,7 +129,11 @@ class FunctionCollector:
         if known is not None:
             return known
         _refuse_unsaveable(concrete, described_as)
-        bindings = [self.resolve(x, concrete, described_as) for x in concrete.captured_inputs]
+        cached = cached_captures(concrete)
+        bindings = [
+            self.resolve(cached.get(index, x), concrete, described_as)
+            for index, x in enumerate(concrete.captured_inputs)
+        ]
         bound = BoundFunction(
             name,
             bindings,
@@ -137,8 +141,11 @@ class FunctionCollector:
             structures.to_specs(concrete.structured_outputs),
             concrete,
         )
-        self.library.functions[name] = bound
         self.add_definitions(concrete)
+        if cached:
+            bound.name = _add_reading_function(self.library, bound, cached)
+            self.library.functions[name] = bound
+        self.library.functions[bound.name] = bound
         return bound
 
     def resolve(self, capture: Any, concrete: Any, described_as: str) -> Binding:
@@ -270,6 +277,60 @@ def _refuse_unsaveable(concrete: Any, described_as: str) -> None:
     if not getattr(concrete.graph, "saveable", True):
         reasons = "; ".join(concrete.graph.saving_errors)
         raise UnsupportedError(f"Cannot export {described_as}: {reasons}")
+
+
+def cached_captures(concrete: Any) -> dict[int, Any]:
+    """Captures that are cached values of variables: position -> handle of the variable."""
+    found = {}
+    for index, capture in enumerate(concrete.captured_inputs):
+        variable = getattr(capture, "_cached_variable", None)
+        if variable is not None:
+            found[index] = variable().handle
+    return found
+
+
+def _add_reading_function(
+    library: FunctionLibrary, bound: BoundFunction, cached: dict[int, Any]
+) -> str:
+    """Adds a function that reads variables and calls one which captured their cached values."""
+    inner = library.definitions[bound.name]
+    definition = tfi.function_pb2.FunctionDef()
+    definition.CopyFrom(inner)
+    definition.signature.name = f"{bound.name}_uncached_0"
+    del definition.node_def[:]
+    definition.ret.clear()
+    call = tfi.node_def_pb2.NodeDef(name="call", op="StatefulPartitionedCall")
+    call.attr["f"].func.name = bound.name
+    call.attr["Tin"].list.type.extend(x.type for x in inner.signature.input_arg)
+    call.attr["Tout"].list.type.extend(x.type for x in inner.signature.output_arg)
+    call.attr["Tin"].list.SetInParent()
+    call.attr["Tout"].list.SetInParent()
+    first = len(inner.signature.input_arg) - len(bound.bindings)
+    for index, argument in enumerate(definition.signature.input_arg):
+        if index - first in cached:
+            read = definition.node_def.add(name=f"read_{index}", op="ReadVariableOp")
+            read.input.append(argument.name)
+            read.attr["dtype"].type = argument.type
+            argument.type = tf.resource.as_datatype_enum
+            definition.arg_attr.pop(index, None)
+            call.input.append(f"{read.name}:value:0")
+        else:
+            call.input.append(argument.name)
+    definition.node_def.append(call)
+    for index, result in enumerate(inner.signature.output_arg):
+        definition.ret[result.name] = f"call:output:{index}"
+    _run_whatever_is_used(definition, "call")
+    library.definitions[definition.signature.name] = definition
+    name: str = definition.signature.name
+    return name
+
+
+def _run_whatever_is_used(definition: Any, node: str) -> None:
+    del definition.signature.control_output[:]
+    definition.control_ret.clear()
+    definition.signature.is_stateful = True
+    definition.signature.control_output.append(node)
+    definition.control_ret[node] = node
 
 
 def constant_of(tensor: Any, described_as: str) -> Constant:

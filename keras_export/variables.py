@@ -244,14 +244,18 @@ def shard(values: Values, callback: Any) -> Values:
 
     Args:
         values: in any groups.
-        callback: is given `tf.train.experimental.ShardableTensor`s, and may cut tensors.
+        callback: is given the `tf.train.experimental.ShardableTensor`s of one process of a
+            cluster, and may cut tensors.
 
     Raises:
         UnsupportedError: it returns something else than a list of shards.
     """
-    entries = [entry for group in values.groups for entry in group]
+    by_task: dict[Any, list[Any]] = {}
+    for group in values.groups:
+        for entry in group:
+            by_task.setdefault(_task_of(entry.tensor), []).append(_shardable(entry))
     with tfi.eager_mode():
-        shards = callback([_shardable(entry) for entry in entries])
+        shards = [shard for tensors in by_task.values() for shard in callback(tensors)]
     try:
         groups = tuple(
             tuple(
@@ -270,6 +274,12 @@ def shard(values: Values, callback: Any) -> Values:
             )
         ) from error
     return Values(groups)
+
+
+def _task_of(tensor: Any) -> tuple[Any, ...]:
+    """A callback is asked for each process of a cluster apart."""
+    device = tf.DeviceSpec.from_string(tensor.device)
+    return device.job, device.replica, device.task
 
 
 def _shardable(entry: Entry) -> Any:
