@@ -313,14 +313,15 @@ def _rename_functions(library: FunctionLibrary, main_nodes: Iterable[Any]) -> di
 
 
 def _function_names(definitions: Iterable[str]) -> dict[str, str]:
-    """Numbered by order of first use; `CreateFingerprintDef` wants names that end in a number."""
-    counts: dict[str, int] = {}
-    names = {}
-    for name in definitions:
-        base = re.sub(r"(_\d+)+$", "", name)
-        counts[base] = counts.get(base, -1) + 1
-        names[name] = f"{base}_{counts[base]}"
-    return names
+    """Numbered by order of first use.
+
+    `CreateFingerprintDef` sorts functions by the number that their name ends in: it must be there,
+    and be another for each.
+    """
+    return {
+        name: re.sub(r"(_\d+)+$", "", name) + f"_{number}"
+        for number, name in enumerate(definitions)
+    }
 
 
 def _gradient_names(library: FunctionLibrary) -> dict[str, str]:
@@ -363,9 +364,9 @@ def _rename_bound(library: FunctionLibrary, names: dict[str, str]) -> None:
 
 def _rename_nodes(library: FunctionLibrary) -> None:
     """Short names that are unique in the whole library: converters inline functions."""
-    counts: dict[str, int] = {}
+    unique = _UniqueNames()
     renamed = {
-        name: _rename_nodes_of(definition, counts)
+        name: _rename_nodes_of(definition, unique)
         for name, definition in library.definitions.items()
     }
     seen: set[int] = set()
@@ -377,10 +378,33 @@ def _rename_nodes(library: FunctionLibrary) -> None:
                 binding.tensor = f"{renamed[binding.function][node]}:{index}"
 
 
-def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
+class _UniqueNames:
+    """Names of nodes and arguments, each given once in the whole library."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._taken: set[str] = set()
+
+    def numbered(self, base: str) -> str:
+        """The next free name on `base`."""
+        # `_` keeps an op whose name ends in digits apart: Conv2D1 and Conv2D_1.
+        separator = "_" if base[-1].isdigit() else ""
+        while True:
+            self._counts[base] = number = self._counts.get(base, -1) + 1
+            if self.claim(name := f"{base}{separator}{number}"):
+                return name
+
+    def claim(self, name: str) -> bool:
+        """Whether `name` was free; it is not any more."""
+        free = name not in self._taken
+        self._taken.add(name)
+        return free
+
+
+def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
     names: dict[str, str] = {}
     for argument in definition.signature.input_arg:
-        names[argument.name] = _next("arg", counts)
+        names[argument.name] = unique.numbered("arg")
         argument.name = names[argument.name]
     effects = set(definition.control_ret.values())
     constants: dict[Any, str] = {}
@@ -394,9 +418,8 @@ def _rename_nodes_of(definition: Any, counts: dict[str, int]) -> dict[str, str]:
                 continue
         # A resource op without a shared_name shares by its node name; effects are looked up by it.
         kept = "shared_name" in _attribute_names(node.op)
-        if not kept and node.name in effects:
-            kept = counts.setdefault(node.name, 0) == 0
-        names[node.name] = node.name if kept else _next(_base(node.op), counts)
+        kept = kept or (node.name in effects and unique.claim(node.name))
+        names[node.name] = node.name if kept else unique.numbered(_base(node.op))
         node.name = names[node.name]
     for index in reversed(repeated):
         del definition.node_def[index]
@@ -430,12 +453,6 @@ def _rename_control_outputs(definition: Any, names: dict[str, str]) -> None:
 def _base(op_type: str) -> str:
     # A call of a function by its name would bring the process's counter in.
     return op_type.replace(">", "_") if tfi.op_def_of(op_type) is not None else "Call"
-
-
-def _next(base: str, counts: dict[str, int]) -> str:
-    counts[base] = count = counts.get(base, -1) + 1
-    # `_` keeps an op whose name ends in digits apart: Conv2D1 and Conv2D_1.
-    return f"{base}{count}" if not base[-1].isdigit() else f"{base}_{count}"
 
 
 def _renamed(source: str, names: dict[str, str]) -> str:

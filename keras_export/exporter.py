@@ -291,7 +291,7 @@ def _stamp(request: assembly.ExportRequest) -> tuple[int, ...]:
     """Changes when the set of variables or layers does; the plan keeps the objects alive."""
     model = request.obj
     if not tracking.is_keras_layer(model):
-        return ()
+        return tuple(id(obj) for obj in tf.train.TrackableView(model).descendants())
     held = [*model._flatten_layers(), *model.variables]
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and (request.include_optimizer or not request.for_serving):

@@ -357,16 +357,22 @@ def untracked_message(capture: Any, concrete: Any, described_as: str, root: str)
 def _describe_resource(capture: Any, concrete: Any) -> tuple[str, str]:
     for variable in concrete.graph.variables:
         if variable.handle is capture:
-            name = variable.name.split(":")[0]
-            kind = f"the variable {name!r} (shape {variable.shape}, {variable.dtype.name})"
-            return kind, _identifier(name, "variable")
+            return _describe_variable(variable)
     parent = getattr(capture, "_parent_trackable", None)
     owner = parent() if parent is not None else None
+    if tfi.is_resource_variable(owner):
+        return _describe_variable(owner)
     if owner is not None:
         kind = type(owner).__name__
         name = getattr(owner, "name", None) or kind
         return f"the {kind} {name!r}", _identifier(kind.lower(), "table")
     return f"a resource ({capture.dtype.name} tensor)", "resource"
+
+
+def _describe_variable(variable: Any) -> tuple[str, str]:
+    name = variable.name.split(":")[0]
+    described = f"the variable {name!r} (shape {variable.shape}, {variable.dtype.name})"
+    return described, _identifier(name, "variable")
 
 
 def _identifier(name: str, default: str) -> str:

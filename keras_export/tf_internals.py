@@ -16,8 +16,6 @@ from tensorflow.core.framework import (
     graph_pb2,
     node_def_pb2,
     op_def_pb2,
-    tensor_pb2,
-    tensor_shape_pb2,
     types_pb2,
     versions_pb2,
 )
@@ -62,7 +60,6 @@ from tensorflow.python.eager.context import eager_mode
 
 # A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
 from tensorflow.python.framework.func_graph import FuncGraph
-from tensorflow.python.framework.func_graph import UnknownArgument
 
 # Whether a `tf.function` is being traced right now, and the registry that custom gradients are in.
 from tensorflow.python.framework.ops import gradient_registry, inside_function
@@ -77,17 +74,11 @@ from tensorflow.python.ops.resource_variable_ops import (
 # Registered classes and revived types: what third parties told TensorFlow to write for them.
 from tensorflow.python.saved_model import registration, revived_types
 
-# `in_save_context` and the context that distributed variables ask for their primary handle.
-from tensorflow.python.saved_model import save_context
-
 # The type of `.signatures` of a loaded SavedModel, the only one that may stand at that name.
 from tensorflow.python.saved_model.signature_serialization import _SignatureMap as SignatureMap
 
 # The farm hashes of a fingerprint; no public API computes them.
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting as fingerprinting
-
-# Distributed variables are told apart by this check.
-from tensorflow.python.distribute.distribute_utils import is_distributed_variable
 
 # The version numbers that a GraphDef carries.
 from tensorflow.python.framework.versions import (

@@ -95,16 +95,16 @@ class TrackedGraph:
     def root(self) -> Node:
         return self.nodes[0]
 
-    def find(self, obj: Any) -> Node | None:
-        """The node of `obj`, or None where the walk did not reach it."""
-        return self._by_id.get(id(unwrap_variable(obj)))
+    def find(self, obj: Any, path: tuple[str, ...] = ()) -> Node | None:
+        """The node of `obj`, or None where the walk did not reach it; `path` is for errors."""
+        return self._by_id.get(id(unwrap_variable(obj, path)))
 
     def of_kind(self, *kinds: Kind) -> Iterator[Node]:
         return (node for node in self.nodes if node.kind in kinds)
 
     def attach(self, parent: Node, name: str, obj: Any) -> Node:
         """Adds `obj` as a child that the live object does not have, and returns its node."""
-        node = self.find(obj)
+        node = self.find(obj, (*parent.path, name))
         if node is None:
             node = self._add(obj, (*parent.path, name))
             node.in_checkpoint = False
@@ -264,7 +264,7 @@ class _Walk:
             node = graph.nodes[position]
             position += 1
             for name, child in children_of(node.obj, node.path).items():
-                known = graph.find(child)
+                known = graph.find(child, (*node.path, name))
                 if known is None:
                     known = graph._add(child, (*node.path, name))
                     known.in_checkpoint = in_checkpoint

@@ -79,6 +79,7 @@ def plan_checkpoint(tracked: TrackedGraph, root: str = "obj") -> CheckpointPlan:
 
     Raises:
         UnsupportedError: an object has values that cannot be written.
+        UninitializedError: a variable has no value.
     """
     sources = {id(node): source for node in tracked.nodes if (source := _source(node, root))}
     kept = _with_values(tracked, sources)
@@ -96,6 +97,7 @@ def _source(node: Node, root: str) -> Source | None:
         return None
     base = node.slot_key or object_key(node.path)
     if is_plain_variable(node.obj):
+        _refuse_uninitialized(node, root)
         return Source(node, ((VALUE_NAME, _key(base, VALUE_NAME)),), plain=True)
     if not isinstance(node.obj, tfi.Trackable):
         return None
@@ -103,6 +105,20 @@ def _source(node: Node, root: str) -> Source | None:
     if not names:
         return None
     return Source(node, tuple((name, _key(base, name)) for name in names), plain=False)
+
+
+def _refuse_uninitialized(node: Node, root: str) -> None:
+    # Reading such a variable gives an empty tensor, and no error.
+    initialized = tf.raw_ops.VarIsInitializedOp(resource=node.obj.handle)
+    if tf.executing_eagerly() and not initialized:
+        raise UninitializedError(
+            failure(
+                f"export {path_text(node.path, root)}",
+                "a variable with a value",
+                f"variable={node.obj.name!r} without one",
+                "Initialize it before exporting.",
+            )
+        )
 
 
 def _key(base: str, local_name: str) -> str:
@@ -176,9 +192,6 @@ def read_values(plan: CheckpointPlan) -> Values:
 
     TensorFlow copies a buffer that somebody else refers to before it changes it, so what is held
     here stays as it is while training goes on.
-
-    Raises:
-        UninitializedError: a variable has no value.
     """
     entries = [entry for source in plan.sources for entry in _entries(source, plan.root)]
     if not tf.executing_eagerly():
@@ -201,28 +214,15 @@ def _run(entries: Sequence[Entry]) -> list[Entry]:
 
 def _entries(source: Source, root: str) -> Iterable[Entry]:
     if source.plain:
-        return (Entry(source.names[0][1], "", _read(source.node, root)),)
+        variable = source.node.obj
+        value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+        return (Entry(source.names[0][1], "", value),)
     serialized = _serialized(source.node, root)
     return [
         entry
         for (_, key), value in zip(source.names, serialized.values(), strict=False)
         for entry in _value_entries(key, value)
     ]
-
-
-def _read(node: Node, root: str) -> Any:
-    variable = node.obj
-    try:
-        return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
-    except (tf.errors.FailedPreconditionError, tf.errors.NotFoundError) as error:
-        raise UninitializedError(
-            failure(
-                f"export {path_text(node.path, root)}",
-                "a variable with a value",
-                f"variable={variable.name!r} without one",
-                "Initialize it before exporting.",
-            )
-        ) from error
 
 
 def _value_entries(key: str, value: Any) -> Iterable[Entry]:

@@ -714,14 +714,6 @@ def test_an_uninitialized_variable_is_refused_by_name(tmp_path: Path) -> None:
     refused(UninitializedError, words, tmp_path, lambda: ke.save(module, tmp_path / "a"))
 
 
-def test_an_option_that_is_not_supported_yet_is_refused(tmp_path: Path) -> None:
-    options = ke.SaveOptions(save_debug_info=True)
-    words = "Cannot export: the option save_debug_info is not supported yet."
-    refused(
-        ExportError, words, tmp_path, lambda: ke.save(Adder(), tmp_path / "a", options=options)
-    )
-
-
 # -- files ----------------------------------------------------------------------------------------
 
 

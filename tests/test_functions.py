@@ -263,7 +263,8 @@ def test_a_trace_that_was_not_made_is_refused_by_the_reader(loaded: Any) -> None
 
 def test_an_eager_tensor_that_two_functions_capture_is_stored_once(saved: Path) -> None:
     large = [
-        node for node in artifacts.nodes(saved)
+        node
+        for node in artifacts.nodes(saved)
         if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) == BIG.nbytes
     ]
     assert len(large) == 1
@@ -326,9 +327,7 @@ def test_a_function_that_creates_its_variable_is_exported_with_it(
     assert_same(result, {"output_0": F([3, 8])})
 
 
-def test_a_concrete_function_as_attribute_is_callable(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_concrete_function_as_attribute_is_callable(tmp_path: Path, consumers: Consumers) -> None:
     module = tf.Module()
     module.f = tf.function(lambda x, y: x - y).get_concrete_function(
         tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.float32)
@@ -394,7 +393,7 @@ def test_a_tensor_of_another_trace_is_refused(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_constant_keeps_its_bits(value: np.ndarray) -> None:
-    proto = functions.constant_proto(tf.constant(value))
+    proto = functions.constant_proto(functions.constant_of(tf.constant(value), "f"))
     back = tf.make_ndarray(proto)
     assert back.dtype == value.dtype and back.shape == value.shape
     assert back.tobytes() == value.tobytes() or back.tolist() == value.tolist() != []
@@ -403,7 +402,7 @@ def test_a_constant_keeps_its_bits(value: np.ndarray) -> None:
 
 
 def test_equal_elements_of_a_constant_are_stored_once() -> None:
-    proto = functions.constant_proto(tf.zeros([1000, 1000]))
+    proto = functions.constant_proto(functions.constant_of(tf.zeros([1000, 1000]), "f"))
     assert proto.ByteSize() < 100
 
 

@@ -22,8 +22,8 @@ _TREES = {
 
 # A module imports only what stands before it: see DESIGN.md.
 _ORDER = [
-    "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "signatures",
-    "keras_models", "wrappers", "closures", "gradients", "canonical", "variables", "resources",
+    "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "effects",
+    "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables", "resources",
     "metagraph", "reports", "assembly", "publishing", "exporter", "mixin", "callbacks", "archive",
     "inspection", "verification", "compatibility", "hdf5", "conversion", "cli", "__main__",
 ]  # fmt: skip
@@ -38,10 +38,13 @@ _WRITERS = re.compile(
 
 _PUBLIC = [
     "ExportError",
+    "ExportMixin",
     "ExportReport",
     "Exporter",
+    "Model",
     "SaveOptions",
     "SavedModelCheckpoint",
+    "Sequential",
     "Signature",
     "Snapshot",
     "StrippedAttributes",
@@ -49,6 +52,7 @@ _PUBLIC = [
     "export",
     "save",
     "strip_default_attributes",
+    "with_export",
 ]
 
 
