@@ -23,9 +23,9 @@ _TREES = {
 # A module imports only what stands before it: see DESIGN.md.
 _ORDER = [
     "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "effects",
-    "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables", "resources",
-    "metagraph", "reports", "assembly", "publishing", "exporter", "mixin", "callbacks", "archive",
-    "inspection", "verification", "compatibility", "hdf5", "conversion", "cli", "__main__",
+    "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables",
+    "resources", "metagraph", "reports", "assembly", "publishing", "exporter", "mixin",
+    "callbacks", "archive", "inspection", "verification", "compatibility", "hdf5", "conversion", "cli", "__main__",
 ]  # fmt: skip
 
 _PRIVATE = re.compile(r"^(tensorflow\.(python|core|compiler|lite)|keras\.src)(\.|$)")
