@@ -156,15 +156,16 @@ class _MainGraph:
         self.graph_def = graph_def
         self._contents = contents
         self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._tensors: dict[int, str] = {}
         self._assets: dict[int, str] = {}
         graph_def.versions.producer = tfi.GRAPH_DEF_VERSION
         graph_def.versions.min_consumer = tfi.GRAPH_DEF_VERSION_MIN_CONSUMER
 
     def unique(self, name: str) -> str:
-        candidate, number = name, 0
+        candidate = name
         while candidate.lower() in self._names:
-            number += 1
+            self._numbers[name] = number = self._numbers.get(name, 0) + 1
             candidate = f"{name}_{number}"
         self._names.add(candidate.lower())
         return candidate

@@ -236,20 +236,25 @@ class _Walk:
         self._exclude = exclude
         self._saved_model_children: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._checkpoint_children: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._function_names: dict[type, list[str]] = {}
         self._cache: dict[Any, Any] = {}
 
     def trace_functions(self, root: Any) -> None:
         """Lists everything once: a function's first trace may create and track variables."""
         seen: dict[int, Any] = {}
+        traced = False
         queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])
         while queue:
             path, obj = queue.popleft()
             if id(obj) in seen or isinstance(obj, tfi.ConcreteFunction):
                 continue
             seen[id(obj)] = obj
-            children = dict(self._list_checkpoint_children(obj, path))
+            traced = traced or isinstance(obj, tfi.PolymorphicFunction)
+            children = {**self.checkpoint_children(obj, path)}
             children.update(self.saved_model_children(obj, path))
             queue.extend(((*path, name), child) for name, child in children.items())
+        if traced:
+            self._checkpoint_children.clear()
 
     def breadth_first(
         self,
@@ -315,7 +320,10 @@ class _Walk:
         if isinstance(obj, tfi.ConcreteFunction) or is_keras_optimizer(obj):
             return {}
         if is_keras_layer(obj):
-            return {**_keras_functions(obj), **_keras_collections(obj)}
+            names = self._function_names.get(type(obj))
+            if names is None:
+                names = self._function_names[type(obj)] = _function_names(type(obj))
+            return {**_keras_functions(obj, names), **_keras_collections(obj)}
         return _list(
             obj,
             path,
@@ -332,12 +340,12 @@ def _list(obj: Any, path: tuple[str, ...], lister: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _keras_functions(layer: Any) -> dict[str, Any]:
+def _keras_functions(layer: Any, of_class: Iterable[str]) -> dict[str, Any]:
     """The `tf.function`s that are methods or attributes of a Keras layer.
 
     TensorFlow finds them by `dir()` and `getattr`, which runs every property of every layer.
     """
-    names = dict.fromkeys(_function_names(type(layer)))
+    names = dict.fromkeys(of_class)
     for name, value in vars(layer).items():
         if isinstance(value, (tfi.PolymorphicFunction, tfi.ConcreteFunction)):
             names[name] = None
