@@ -101,6 +101,8 @@ def assemble(request: ExportRequest) -> Plan:
     tracked = _track(request)
     signatures.refuse_reserved_attribute(tracked, root)
     found = _find_signatures(request, tracked)
+    if found.endpoint is not None and found.endpoint.built_model:
+        tracked = _track(request)
     traced = time.perf_counter()
     contents = _contents(request, tracked, found, options, root)
     assembled = metagraph.assemble(contents)

@@ -61,12 +61,14 @@ class Forward:
         call: takes the arguments by position.
         arguments: in order.
         name_outputs: names the flat results, given their nested specs.
+        variables: the identities of the model's variables.
         notes: what the user should know about the names and specs.
     """
 
     call: Callable[..., Any]
     arguments: tuple[Argument, ...]
     name_outputs: Callable[[Any], list[SignatureOutput]]
+    variables: Callable[[], list[int]]
     notes: tuple[str, ...] = ()
 
 
@@ -82,6 +84,7 @@ class Endpoint:
         results: the nested specs of what a Python call returns.
         argument_order: for each flat argument of `concrete`, its position in a Python call.
         result_order: for each flat result of a Python call, its position in `concrete`'s results.
+        built_model: whether the trace made variables, which a walk before it did not see.
         notes: what the user should know.
     """
 
@@ -92,6 +95,7 @@ class Endpoint:
     results: Any
     argument_order: tuple[int, ...]
     result_order: tuple[int, ...]
+    built_model: bool
     notes: list[str] = field(default_factory=list)
 
     def signature(self, key: str) -> SignatureFunction:
@@ -171,6 +175,7 @@ def forward_of(
         _inference_call(model, arguments),
         arguments,
         lambda results: _renamed(namer(results), output_names, results),
+        lambda: [id(variable) for variable in model.variables],
         tuple(notes),
     )
 
@@ -200,6 +205,7 @@ def trace(forward: Forward, name: str = "serve") -> Endpoint:
         ]
 
     serve.__name__ = name
+    before = forward.variables()
     specs = {keywords[index]: _unnamed(spec) for index, (_, spec) in enumerate(leaves)}
     with tf.device(None):
         concrete = tf.function(serve, autograph=False).get_concrete_function(**specs)
@@ -214,6 +220,7 @@ def trace(forward: Forward, name: str = "serve") -> Endpoint:
         structures.to_specs(found["results"]),
         _flat_order(leaves, order),
         result_order,
+        forward.variables() != before,
         list(forward.notes),
     )
 

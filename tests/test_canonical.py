@@ -130,9 +130,7 @@ def test_an_assertion_survives(tmp_path: Path, consumers: Consumers) -> None:
     ke.save(module, tmp_path, signatures=module.asserts)
     for reader in (consumers.tf, consumers.v1, consumers.cpp):
         artifact = reader(tmp_path)
-        assert_same(
-            artifact.signature(x=np.float32([1, 2])), {"output_0": np.float32([1, 2])}
-        )
+        assert_same(artifact.signature(x=np.float32([1, 2])), {"output_0": np.float32([1, 2])})
         with pytest.raises(RuntimeError, match="not positive"):
             artifact.signature(x=np.float32([1, -2]))
 
@@ -324,8 +322,6 @@ def _definition(op: str) -> Any:
 def test_the_artifact_is_small(tmp_path: Path, exported: Path) -> None:
     keras.utils.clear_session()
     model().export(tmp_path, verbose=False)
-    ours, theirs = (
-        os.path.getsize(folder / "saved_model.pb") for folder in (exported, tmp_path)
-    )
+    ours, theirs = (os.path.getsize(folder / "saved_model.pb") for folder in (exported, tmp_path))
     assert ours * 4 < theirs
     assert attributes.op_list(artifacts.meta_graph(exported).graph_def).op

@@ -134,9 +134,10 @@ def test_the_adder_is_servable_with_the_input_x(tmp_path: Path, consumers: Consu
     result = consumers.everywhere(tmp_path, "serving_default", x=np.float32([1, 2]))
     assert_same(result, {"output_0": np.float32([2, 4])})
     assert_same(consumers.tf(tmp_path).call("add", np.float32(3)), np.float32(6))
-    (key, signature), = report.signatures.items()
+    ((key, signature),) = report.signatures.items()
     assert (key, str(signature)) == (
-        "serving_default", "(x: float32[...]) -> (output_0: float32[...])"
+        "serving_default",
+        "(x: float32[...]) -> (output_0: float32[...])",
     )
 
 
@@ -282,9 +283,7 @@ def test_a_checkpoint_object_restores_from_its_own_artifact(tmp_path: Path) -> N
     assert (float(fresh.scale.factor), int(fresh.step)) == (3.0, 3)
 
 
-def test_export_stores_a_model_without_its_optimizer(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_export_stores_a_model_without_its_optimizer(tmp_path: Path, consumers: Consumers) -> None:
     saved, fresh = functional(3.0), x_to_out()
     expected = values_of(saved, tmp_path / "checkpoint")
     ke.export(saved, tmp_path / "artifact")
@@ -362,9 +361,7 @@ def test_a_keras_variable_shared_by_two_layers_is_stored_once(
         assert_same(result, {"unembed": model(ids).numpy()})
 
 
-def test_a_keras_variable_in_a_plain_module_is_served(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_keras_variable_in_a_plain_module_is_served(tmp_path: Path, consumers: Consumers) -> None:
     class Holder(tf.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -473,9 +470,7 @@ def test_a_straight_through_estimator_keeps_its_gradient(
 
 
 @pytest.mark.parametrize("write", [ke.save, ke.export])
-def test_a_silu_model_keeps_its_gradients(
-    tmp_path: Path, consumers: Consumers, write: Any
-) -> None:
+def test_a_silu_model_keeps_its_gradients(tmp_path: Path, consumers: Consumers, write: Any) -> None:
     model, x = trained_classifier(), images(3)
     write(model, tmp_path)
 
@@ -582,9 +577,7 @@ def test_several_tensors_through_one_argument_need_names(
     assert "Name each of them: tf.TensorSpec([None], tf.float32, name=...)," in str(error)
     specs = tuple(tf.TensorSpec([None], tf.float32, name) for name in ("left", "right"))
     ke.save(module, tmp_path / "a", module.f.get_concrete_function(specs))
-    result = consumers.everywhere(
-        tmp_path / "a", left=np.float32([5]), right=np.float32([3])
-    )
+    result = consumers.everywhere(tmp_path / "a", left=np.float32([5]), right=np.float32([3]))
     assert_same(result, {"output_0": np.float32([2])})
 
 
@@ -751,9 +744,7 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path, consumers: Consu
 # -- exporting again ------------------------------------------------------------------------------
 
 
-def test_an_exporter_writes_the_values_of_each_moment(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_an_exporter_writes_the_values_of_each_moment(tmp_path: Path, consumers: Consumers) -> None:
     module, x = Scale(2.0), np.float32([1, 2])
     exporter = ke.Exporter(module)
     first = exporter.write(tmp_path / "1")
@@ -784,8 +775,12 @@ def trainee(kind: str, jit: bool) -> tuple[keras.Model, np.ndarray, np.ndarray]:
     y = rng.normal(size=[16, 2]).astype("float32")
     if kind == "embedding":
         x = rng.integers(0, 20, size=[16, 3]).astype("int32")
-        layers = [keras.Input((3,), dtype="int32"), keras.layers.Embedding(20, 4, name="embed"),
-                  keras.layers.Flatten(), keras.layers.Dense(2)]
+        layers = [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(20, 4, name="embed"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+        ]
     else:
         x = rng.normal(size=[16, 5]).astype("float32")
         norm = [keras.layers.BatchNormalization()] if kind == "norm" else []
@@ -892,9 +887,7 @@ def test_lora_that_is_enabled_is_traced_anew(tmp_path: Path, consumers: Consumer
     assert_same(result, {"out": model(x).numpy()}, rtol=1e-5)
 
 
-def test_a_variable_that_a_module_replaces_is_noticed(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_variable_that_a_module_replaces_is_noticed(tmp_path: Path, consumers: Consumers) -> None:
     class Parts(tf.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -906,7 +899,8 @@ def test_a_variable_that_a_module_replaces_is_noticed(
     module.parts.append(tf.Variable(2.0))
     exporter.write(tmp_path / "2")
     assert sorted(consumers.checkpoint(tmp_path / "2").values()) == [
-        f"parts/0/{VALUES}", f"parts/1/{VALUES}",
+        f"parts/0/{VALUES}",
+        f"parts/1/{VALUES}",
     ]
 
 

@@ -145,9 +145,7 @@ def live() -> Estimators:
 
 
 @pytest.fixture(scope="module")
-def loaded(
-    live: Estimators, tmp_path_factory: pytest.TempPathFactory, consumers: Consumers
-) -> Any:
+def loaded(live: Estimators, tmp_path_factory: pytest.TempPathFactory, consumers: Consumers) -> Any:
     export_dir = tmp_path_factory.mktemp("gradients")
     ke.save(live, export_dir)
     return consumers.tf(export_dir)

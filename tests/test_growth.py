@@ -162,8 +162,9 @@ def test_second_write_neither_traces_nor_assembles(
     assert report.seconds["trace"] == report.seconds["assemble"] == 0.0
     first, second = (artifacts.files(tmp_path / name) for name in ("first", "second"))
     assert first["saved_model.pb"] == second["saved_model.pb"]
-    assert first["variables/variables.data-00000-of-00001"] != (
-        second["variables/variables.data-00000-of-00001"]
+    assert (
+        first["variables/variables.data-00000-of-00001"]
+        != (second["variables/variables.data-00000-of-00001"])
     )
 
 

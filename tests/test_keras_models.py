@@ -62,14 +62,15 @@ def test_inputs_and_outputs_are_called_as_their_layers(
 
 
 def test_dict_inputs_and_outputs_keep_their_keys(tmp_path: Path, consumers: Consumers) -> None:
-    a, b = keras.Input((2,), name="ignored"), keras.Input((), dtype="int32", name="too")
-    h = dense(2)(a) + keras.ops.cast(b, "float32")[:, None]
+    a, b = keras.Input((2,), name="x"), keras.Input((), dtype="int32", name="n")
+    h = dense(2)(a) + keras.ops.expand_dims(keras.ops.cast(b, "float32"), -1)
     model = keras.Model({"x": a, "n": b}, {"out": h, "double": h * 2})
     report = ke.export(model, tmp_path)
     assert signature(report) == (
         "(n: int32[?], x: float32[?, 2]) -> (double: float32[?, 2], out: float32[?, 2])"
     )
-    x, n = np.ones([2, 2], "f4"), np.int32([1, 2])
+    # Not as many rows as columns: Keras would take the column for a bias then.
+    x, n = np.ones([3, 2], "f4"), np.int32([1, 2, 3])
     expected = model({"x": x, "n": n})
     check(consumers, tmp_path, {"x": x, "n": n}, expected)
     found = consumers.tf(tmp_path).call("serve", {"x": x, "n": n})
@@ -236,7 +237,7 @@ def test_dropout_is_off_and_statistics_are_frozen(
     tmp_path: Path, consumers: Consumers, write: Any
 ) -> None:
     x = keras.Input((4,), name="x")
-    h = keras.layers.Dropout(0.9)(keras.layers.GaussianNoise(5.0)(x))
+    h = keras.layers.Dropout(0.9)(keras.layers.GaussianNoise(0.9)(x))
     model = keras.Model(x, keras.layers.BatchNormalization(name="y")(h))
     model.compile("sgd", "mse")
     model.fit(np.random.normal(3, 2, [32, 4]), np.zeros([32, 4]), verbose=0)
@@ -265,9 +266,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert (set(vars(model)), model.trainable) == (attributes, trainable)
 
 
-def test_a_training_variant_is_an_explicit_signature(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_training_variant_is_an_explicit_signature(tmp_path: Path, consumers: Consumers) -> None:
     x = keras.Input((3,), name="x")
     model = keras.Model(x, keras.layers.BatchNormalization(name="y")(x))
 
@@ -391,6 +390,9 @@ def test_several_arguments_without_a_record_need_a_signature(tmp_path: Path) -> 
         def __init__(self) -> None:
             super().__init__(name="both")
             self.dense = dense(2)
+
+        def build(self, x_shape: Any, y_shape: Any) -> None:
+            self.dense.build(x_shape)
 
         def call(self, x: Any, y: Any) -> Any:
             return self.dense(x) + y
@@ -530,22 +532,14 @@ def test_updated_state_can_be_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_backend_is_a_clear_error_at_the_first_use(tmp_path: Path) -> None:
-    code = (
-        "import keras_export as ke, keras\n"
-        "assert keras.backend.backend() == 'numpy'\n"
-        "x = keras.Input((2,)); model = keras.Model(x, keras.layers.Dense(1)(x))\n"
-        "try: ke.export(model, 'a')\n"
-        "except ke.ExportError as error: print(error)\n"
-    )
-    environment = {
-        **os.environ, "KERAS_BACKEND": "numpy",
-        "PYTHONPATH": str(Path(ke.__file__).parents[1]),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Keras runs on the backend 'numpy'" in done.stdout
-    assert "KERAS_BACKEND=tensorflow" in done.stdout
+def test_another_backend_is_a_clear_error_at_the_first_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = keras.Input((2,))
+    model = keras.Model(x, dense(1)(x))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    with pytest.raises(RuntimeError, match="Keras runs on the backend 'numpy'") as caught:
+        ke.export(model, tmp_path / "a")
+    assert isinstance(caught.value, ke.ExportError)
+    assert "KERAS_BACKEND=tensorflow" in str(caught.value)
     assert list(tmp_path.iterdir()) == []

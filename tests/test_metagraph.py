@@ -73,7 +73,8 @@ def export_dir(request: pytest.FixtureRequest) -> Path:
 def test_each_variable_has_one_handle_whose_name_is_its_shared_name(export_dir: Path) -> None:
     handles = [x for x in artifacts.meta_graph(export_dir).graph_def.node if x.op == "VarHandleOp"]
     stored = [
-        key for key, _ in tf.train.list_variables(str(export_dir / "variables/variables"))
+        key
+        for key, _ in tf.train.list_variables(str(export_dir / "variables/variables"))
         if key != "_CHECKPOINTABLE_OBJECT_GRAPH"
     ]
     assert len(handles) == len(stored) > 0
@@ -122,9 +123,7 @@ def test_the_signature_says_names_dtypes_and_shapes(export_dir: Path) -> None:
 def test_the_keys_of_an_export_share_one_call(exported: Path) -> None:
     signatures = artifacts.meta_graph(exported).signature_def
     assert signatures["serve"] == signatures["serving_default"]
-    calls = [
-        x for x in artifacts.meta_graph(exported).graph_def.node if "PartitionedCall" in x.op
-    ]
+    calls = [x for x in artifacts.meta_graph(exported).graph_def.node if "PartitionedCall" in x.op]
     assert len(calls) == 1
 
 
@@ -138,9 +137,7 @@ def test_the_saver_restores_and_saves_in_a_session(
     assert_same(theirs, ours)
 
 
-def test_a_model_without_variables_loads_everywhere(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_model_without_variables_loads_everywhere(tmp_path: Path, consumers: Consumers) -> None:
     module = tf.Module()
     module.f = tf.function(lambda x: x + 1.0, input_signature=[SPEC])
     ke.save(module, tmp_path)
@@ -179,9 +176,7 @@ def test_the_saver_can_be_skipped(tmp_path: Path, consumers: Consumers) -> None:
     ke.save(module, tmp_path, options=ke.SaveOptions(experimental_skip_saver=True))
     assert not artifacts.meta_graph(tmp_path).HasField("saver_def")
     assert not {"RestoreV2", "SaveV2"} & set(artifacts.ops(tmp_path))
-    assert_same(
-        consumers.tf(tmp_path).call("f", np.float32([1])), {"y": np.float32([6])}
-    )
+    assert_same(consumers.tf(tmp_path).call("f", np.float32([1])), {"y": np.float32([6])})
 
 
 def test_tags_are_added(tmp_path: Path, consumers: Consumers) -> None:
@@ -217,16 +212,16 @@ def test_ops_of_other_namespaces_are_refused_unless_allowed(tmp_path: Path) -> N
     ke.save(Foreign(), tmp_path, options=ke.SaveOptions(namespace_whitelist=[]))
 
 
-@pytest.mark.parametrize("policy", ["none", "save_variable_devices"])
+@pytest.mark.parametrize("policy", [None, "save_variable_devices"])
 def test_the_variable_policy_decides_devices(
-    tmp_path: Path, policy: str, consumers: Consumers
+    tmp_path: Path, policy: str | None, consumers: Consumers
 ) -> None:
     with tf.device("/cpu:0"):
         module = Module()
         ke.save(module, tmp_path, options=ke.SaveOptions(experimental_variable_policy=policy))
     handles = [node for node in artifacts.nodes(tmp_path) if node.op == "VarHandleOp"]
     devices = {node.device for node in handles}
-    assert devices == ({""} if policy == "none" else {module.weight.device})
+    assert devices == ({""} if policy is None else {module.weight.device})
     assert {x.device for x in artifacts.nodes(tmp_path) if x.op != "VarHandleOp"} == {""}
     result = consumers.everywhere(tmp_path, x=np.float32([1]))
     assert_same(result, {"y": np.float32([6])})
@@ -271,9 +266,7 @@ def test_every_object_is_reached_from_the_root(export_dir: Path) -> None:
 
 
 def test_function_specs_keep_the_python_signature(saved: Path, consumers: Consumers) -> None:
-    assert_same(
-        consumers.tf(saved).call("typed", np.float32([1]), flag=False), np.float32([-1])
-    )
+    assert_same(consumers.tf(saved).call("typed", np.float32([1]), flag=False), np.float32([-1]))
 
 
 def test_an_export_is_flat(exported: Path) -> None:
@@ -281,7 +274,11 @@ def test_an_export_is_flat(exported: Path) -> None:
     graph = artifacts.meta_graph(exported).object_graph_def
     names = [child.local_name for child in graph.nodes[0].children]
     assert sorted(names) == [
-        "non_trainable_variables", "serve", "signatures", "trainable_variables", "variables",
+        "non_trainable_variables",
+        "serve",
+        "signatures",
+        "trainable_variables",
+        "variables",
     ]
     kinds = collections.Counter(node.WhichOneof("kind") for node in graph.nodes)
     assert kinds["variable"] == 2

@@ -97,7 +97,8 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
 def test_only_tf_internals_imports_private_names(module: str) -> None:
     private = [name for name in _imported(_TREES[module]) if _PRIVATE.match(name)]
     dotted = [
-        text for text in _dotted(_TREES[module])
+        text
+        for text in _dotted(_TREES[module])
         if text.startswith(("tf.python.", "tf.core.", "tf.__internal__", "keras.src."))
     ]
     assert private + dotted == []

@@ -118,7 +118,9 @@ def test_a_spec_overrides_the_name_of_its_argument() -> None:
 def test_keyword_arguments_are_inputs_too() -> None:
     function = tf.function(lambda a, *, b, c: a + b + c)
     assert sorted(names(function.get_concrete_function(SCALAR, c=SCALAR, b=SCALAR))) == [
-        "a", "b", "c",
+        "a",
+        "b",
+        "c",
     ]
 
 
@@ -201,7 +203,10 @@ def test_a_tensor_default_is_the_default_of_the_signature(
     class Defaults(tf.Module):
         @tf.function(input_signature=[SCALAR, SCALAR, tf.TensorSpec([2], tf.int32)])
         def f(
-            self, x: tf.Tensor, y: Any = tf.constant(7.0), z: Any = tf.constant([1, 2])  # noqa: B008
+            self,
+            x: tf.Tensor,
+            y: Any = tf.constant(7.0),
+            z: Any = tf.constant([1, 2]),  # noqa: B008
         ) -> Any:
             return {"sum": x + y, "z": z}
 
@@ -326,9 +331,7 @@ def test_one_function_with_a_signature_is_found_among_others(tmp_path: Path) -> 
     assert list(ke.save(One(), tmp_path).signatures) == ["serving_default"]
 
 
-def test_no_or_several_candidates_give_no_signature(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_no_or_several_candidates_give_no_signature(tmp_path: Path, consumers: Consumers) -> None:
     class Two(tf.Module):
         @tf.function(input_signature=[SCALAR])
         def a(self, x: tf.Tensor) -> tf.Tensor:

@@ -45,8 +45,7 @@ def keys(obj: Any) -> list[str]:
 def keys_of_tensorflow(obj: Any, folder: Path) -> list[str]:
     path = tf.train.Checkpoint(obj).write(folder / "checkpoint")
     return sorted(
-        name for name, _ in tf.train.list_variables(path)
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        name for name, _ in tf.train.list_variables(path) if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
     )
 
 
@@ -193,9 +192,7 @@ def test_the_nodes_of_a_checkpoint_come_first(tmp_path: Path) -> None:
     inside = [node.in_checkpoint for node in tracked.nodes]
     assert inside == sorted(inside, reverse=True)
     assert tracked.root is tracked.nodes[0]
-    assert not any(
-        node.in_checkpoint for node in tracked.of_kind("function", "concrete_function")
-    )
+    assert not any(node.in_checkpoint for node in tracked.of_kind("function", "concrete_function"))
 
 
 def test_a_keras_variable_stands_for_the_variable_inside_it() -> None:
