@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from keras_export.exporter import Snapshot as Snapshot
     from keras_export.exporter import export as export
     from keras_export.exporter import save as save
+    from keras_export.inspection import SavedModelInfo as SavedModelInfo
+    from keras_export.inspection import inspect as inspect
     from keras_export.mixin import ExportMixin as ExportMixin
     from keras_export.mixin import Model as Model
     from keras_export.mixin import Sequential as Sequential
@@ -34,11 +36,13 @@ _HOMES = {
     "Exporter": "keras_export.exporter",
     "Model": "keras_export.mixin",
     "SavedModelCheckpoint": "keras_export.callbacks",
+    "SavedModelInfo": "keras_export.inspection",
     "Sequential": "keras_export.mixin",
     "Signature": "keras_export.reports",
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
     "export": "keras_export.exporter",
+    "inspect": "keras_export.inspection",
     "save": "keras_export.exporter",
     "strip_default_attributes": "keras_export.attributes",
     "with_export": "keras_export.mixin",

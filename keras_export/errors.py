@@ -18,6 +18,7 @@ working:
     ├── GraphModeError           RuntimeError    eager execution is off
     ├── BackendError             RuntimeError    Keras runs on another backend
     ├── MissingAssetError        FileNotFoundError   an asset that is not there
+    ├── DamagedFileError         OSError         a file of an artifact that cannot be read
     └── TargetError              OSError         the directory to write to
 """
 
@@ -89,6 +90,12 @@ class MissingAssetError(ExportError, FileNotFoundError):
     """An asset file does not exist or cannot be read."""
 
     __init__ = FileNotFoundError.__init__
+
+
+class DamagedFileError(ExportError, OSError):
+    """A file cannot be read: it is damaged, or is not what its name says."""
+
+    __init__ = OSError.__init__
 
 
 class TargetError(ExportError, OSError):

@@ -61,7 +61,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         total = sum(self.seconds.values())
-        lines = [f"{self.export_dir}: {_size(self.bytes_written)} in {total:.2f} s"]
+        lines = [f"{self.export_dir}: {format_size(self.bytes_written)} in {total:.2f} s"]
         lines += [f"  {key}{signature}" for key, signature in self.signatures.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -75,7 +75,8 @@ class ExportReport:
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
-            f"<p><b>{html.escape(self.export_dir)}</b>: {_size(self.bytes_written)}; {phases}</p>"
+            f"<p><b>{html.escape(self.export_dir)}</b>: {format_size(self.bytes_written)}; "
+            f"{phases}</p>"
             f"<table><tr><th>signature</th><th>inputs</th><th>outputs</th></tr>{rows}</table>"
             f"<ul>{notes}</ul>"
         )
@@ -94,7 +95,8 @@ def _spec(spec: Any) -> str:
     return f"{dtype.name}[{dims}]"
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Bytes as people read them, in decimal units."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < 1000:

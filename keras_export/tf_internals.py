@@ -138,6 +138,9 @@ from tensorflow.python.util.tf_inspect import FullArgSpec
 # Collects the stack traces of nodes; its format has no public writer.
 from tensorflow.python.util.tf_stack import GraphDebugInfoBuilder
 
+# What parsing damaged bytes raises; protobuf is TensorFlow's dependency, not ours to declare.
+from google.protobuf.message import DecodeError
+
 
 def keras_functional_class() -> type:
     """The class of models with symbolic inputs: `keras.Model` is their public base, but a subclass

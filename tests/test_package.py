@@ -25,7 +25,8 @@ _ORDER = [
     "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "effects",
     "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables",
     "resources", "metagraph", "reports", "assembly", "publishing", "exporter", "mixin",
-    "callbacks", "archive", "inspection", "verification", "compatibility", "hdf5", "conversion", "cli", "__main__",
+    "callbacks", "archive", "inspection", "verification", "compatibility", "hdf5", "conversion",
+    "cli", "__main__",
 ]  # fmt: skip
 
 _PRIVATE = re.compile(r"^(tensorflow\.(python|core|compiler|lite)|keras\.src)(\.|$)")
@@ -44,12 +45,14 @@ _PUBLIC = [
     "Model",
     "SaveOptions",
     "SavedModelCheckpoint",
+    "SavedModelInfo",
     "Sequential",
     "Signature",
     "Snapshot",
     "StrippedAttributes",
     "__version__",
     "export",
+    "inspect",
     "save",
     "strip_default_attributes",
     "with_export",

@@ -205,7 +205,7 @@ def test_a_tensor_default_is_the_default_of_the_signature(
         def f(
             self,
             x: tf.Tensor,
-            y: Any = tf.constant(7.0),
+            y: Any = tf.constant(7.0),  # noqa: B008
             z: Any = tf.constant([1, 2]),  # noqa: B008
         ) -> Any:
             return {"sum": x + y, "z": z}

@@ -1,0 +1,64 @@
+"""The command line: `keras-export show A`.
+
+In: arguments. Out: text on stdout, an exit code: 0 fine, 1 failed, 2 bad usage or unreadable
+input. The invariant: it only calls the public API, and TensorFlow is imported when a command
+needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import keras_export
+from keras_export.errors import ExportError
+
+_UNREADABLE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: what follows the program's name; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    # Before TensorFlow is imported: it reads this once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        return int(options.run(options))
+    except (ExportError, OSError) as error:
+        if getattr(options, "debug", False):
+            traceback.print_exc()
+        else:
+            print(f"keras-export: {error}", file=sys.stderr)
+        return _UNREADABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
+                        help="show the traceback of an error")  # fmt: skip
+    parser = argparse.ArgumentParser("keras-export", description=__doc__.splitlines()[0],
+                                     parents=[common])  # fmt: skip
+    parser.add_argument("--version", action="version", version=keras_export.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    show = commands.add_parser("show", parents=[common], help="what a SavedModel takes and holds")
+    show.add_argument("artifact", help="directory of the SavedModel")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _show(options: argparse.Namespace) -> int:
+    from keras_export import inspection
+
+    info = inspection.inspect(options.artifact)
+    print(inspection.to_json(info) if options.json else info)
+    return 0
