@@ -47,12 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.models:
             with console.status(name):
                 results["models"][name] = _measure_model(name, options, folder)
+            _store(results, options.out)  # what is measured stays, should a later model fail
         with console.status("growth"):
             results["growth"] = _measure_growth(options, folder)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "benchmark.md").write_text(table.markdown(results))
+    _store(results, options.out)
     table.show(results, console)
+
+
+def _store(results: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "benchmark.md").write_text(table.markdown(results))
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
