@@ -7,9 +7,12 @@ invariant: all that can be refused is refused here, before a file is touched.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +99,11 @@ def assemble(request: ExportRequest) -> Plan:
     options = _checked_options(request.options)
     _refuse_context()
     _refuse_untrackable(request.obj)
+    with _COLLECTOR.paused():
+        return _assemble(request, options)
+
+
+def _assemble(request: ExportRequest, options: Any) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
     tracked = _track(request)
@@ -130,6 +138,36 @@ def _untraced_notes(contents: metagraph.Contents) -> list[str]:
         f"not callable after loading, since never called and without input_signature: {name}"
         for name in untraced
     ]
+
+
+class _Collector:
+    """Python's cycle collector, which visits all of a growing graph again and again.
+
+    A trace makes no garbage worth collecting while it lasts; several may run at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pauses = 0
+        self._was_enabled = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._lock:
+            if self._pauses == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._pauses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
+                if self._pauses == 0 and self._was_enabled:
+                    gc.enable()
+
+
+_COLLECTOR = _Collector()
 
 
 # -- what is refused --------------------------------------------------------------------------
