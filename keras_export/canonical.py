@@ -417,8 +417,10 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
                 repeated.append(index)
                 continue
         # A resource op without a shared_name shares by its node name; effects are looked up by it.
+        # A digit in a name may be of a counter of the process.
         kept = "shared_name" in _attribute_names(node.op)
-        kept = kept or (node.name in effects and unique.claim(node.name))
+        if node.name in effects and not re.search(r"\d", node.name):
+            kept = kept or unique.claim(node.name)
         names[node.name] = node.name if kept else unique.numbered(_base(node.op))
         node.name = names[node.name]
     for index in reversed(repeated):
