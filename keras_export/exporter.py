@@ -335,6 +335,8 @@ def _fingerprint(directory: str) -> bytes:
     proto = tfi.fingerprint_pb2.FingerprintDef.FromString(
         tfi.fingerprinting.CreateFingerprintDef(directory)
     )
+    if "uuid" not in proto.DESCRIPTOR.fields_by_name:  # TensorFlow 2.16
+        return proto.SerializeToString(deterministic=True)
     proto.uuid = ""
     content = proto.SerializeToString(deterministic=True)
     proto.uuid = str(uuid.uuid5(_FINGERPRINT_NAMESPACE, content.hex()))
