@@ -8,6 +8,7 @@ function is bound to something that the artifact holds, or an error names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -98,6 +99,7 @@ class FunctionCollector:
         self._root = root
         self._bindings: dict[int, Binding] = {}
         self._held: list[Any] = []
+        self._added: dict[str, BoundFunction] = {}
         for node in tracked.nodes:
             self._bind_handles(node)
 
@@ -125,7 +127,7 @@ class FunctionCollector:
             UnsupportedError: it cannot be serialized.
         """
         name = function_name(concrete)
-        known = self.library.functions.get(name)
+        known = self._added.get(name)
         if known is not None:
             return known
         _refuse_unsaveable(concrete, described_as)
@@ -144,8 +146,7 @@ class FunctionCollector:
         self.add_definitions(concrete)
         if cached:
             bound.name = _add_reading_function(self.library, bound, cached)
-            self.library.functions[name] = bound
-        self.library.functions[bound.name] = bound
+        self._added[name] = self.library.functions[bound.name] = bound
         return bound
 
     def resolve(self, capture: Any, concrete: Any, described_as: str) -> Binding:
@@ -296,7 +297,9 @@ def _add_reading_function(
     inner = library.definitions[bound.name]
     definition = tfi.function_pb2.FunctionDef()
     definition.CopyFrom(inner)
-    definition.signature.name = f"{bound.name}_uncached_0"
+    # The process's numbers stay at the end of the name, where they are replaced.
+    stem = re.sub(r"(_\d+)+$", "", bound.name)
+    definition.signature.name = f"{stem}_uncached{bound.name.removeprefix(stem)}"
     del definition.node_def[:]
     definition.ret.clear()
     call = tfi.node_def_pb2.NodeDef(name="call", op="StatefulPartitionedCall")

@@ -419,3 +419,19 @@ def test_control_flow_runs_in_the_graph_readers(
         x = np.array(3, spec.dtype.as_numpy_dtype)
         expected = {"output_0": getattr(zoo, key)(tf.constant(x)).numpy()}
         assert_same(consumers.everywhere(tmp_path, key, x=x), expected)
+
+
+def test_a_cached_variable_is_read_and_not_frozen(tmp_path: Path, consumers: Consumers) -> None:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        module = tf.Module()
+        module.v = tf.compat.v1.Variable(
+            2.0, caching_device=lambda op: op.device, use_resource=True, name="cached"
+        )
+        session.run(module.v.initializer)
+        module.f = tf.function(lambda: {"y": module.v * 3.0}, input_signature=[])
+        ke.save(module, tmp_path / "a", signatures=module.f)
+    loaded = consumers.tf(tmp_path / "a")
+    assert_same(loaded.signature("serving_default"), {"y": np.float32(6.0)})
+    loaded.assign("v", np.float32(5.0))
+    assert_same(loaded.signature("serving_default"), {"y": np.float32(15.0)})
+    assert_same(consumers.cpp(tmp_path / "a").signature("serving_default"), {"y": np.float32(6.0)})
