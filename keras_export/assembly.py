@@ -127,16 +127,11 @@ def _assemble(request: ExportRequest, options: Any) -> Plan:
 
 
 def _untraced_notes(contents: metagraph.Contents) -> list[str]:
-    untraced = [
-        tracking.path_text(node.path)
+    return [
+        "not callable after loading, since never called and without input_signature: "
+        + tracking.path_text(node.path)
         for node in contents.saved
         if node.kind == "function" and not contents.traces[id(node)]
-    ]
-    if not untraced:
-        return []
-    return [
-        f"not callable after loading, since never called and without input_signature: {name}"
-        for name in untraced
     ]
 
 
@@ -241,12 +236,8 @@ def _track(request: ExportRequest) -> tracking.TrackedGraph:
 
 def _attach_for_serving(tracked: tracking.TrackedGraph) -> None:
     """Gives the flat root what its own lists do not hold: tables, files, other variables."""
-    held = {
-        id(node)
-        for name in ("variables",)
-        if name in tracked.root.children
-        for node in tracked.root.children[name].children.values()
-    }
+    variables_list = tracked.root.children.get("variables")
+    held = {id(node) for node in variables_list.children.values()} if variables_list else set()
     others = [x for x in tracked.of_kind("variable") if id(x) not in held and x.slot_key is None]
     tables = list(tracked.of_kind("resource", "asset"))
     for name, nodes in (("_other_variables", others), ("_resources", tables)):
@@ -259,12 +250,13 @@ def _find_signatures(request: ExportRequest, tracked: tracking.TrackedGraph) -> 
         return _noted(_Found(signatures.canonicalize(request.signatures)))
     is_model = tracking.is_keras_layer(request.obj) and keras_models.is_keras_model(request.obj)
     if not request.for_serving:
-        signature, notes = signatures.find_signature(tracked)
-        if signature is not None:
-            return _noted(_Found({signature.key: signature}, notes=notes))
-        if not is_model or any("several functions" in note for note in notes):
-            return _Found(notes=notes)
-        return _forward_signature(request, (signatures.DEFAULT_KEY,), notes)
+        search = signatures.find_signature(tracked)
+        if search.signature is not None:
+            found = {search.signature.key: search.signature}
+            return _noted(_Found(found, notes=search.notes))
+        if not is_model or search.several:
+            return _Found(notes=search.notes)
+        return _forward_signature(request, (signatures.DEFAULT_KEY,), search.notes)
     return _forward_signature(request, (SERVE_KEY, signatures.DEFAULT_KEY), [])
 
 

@@ -23,6 +23,7 @@ from keras_export.functions import (
     called_by,
     callees,
     function_attributes,
+    stem_of,
 )
 from keras_export.gradients import MARK, marks
 
@@ -42,9 +43,6 @@ _DROPPED = frozenset(
 
 # Attributes of calls that describe the process that traced them.
 _DROPPED_FROM_CALLS = frozenset({"config_proto"})
-
-# What was stripped is counted for those who ask; an export does not.
-_REMOVED: Counter[tuple[str, str]] = Counter()
 
 
 def canonicalize(
@@ -127,9 +125,9 @@ def _strip(definition: Any) -> None:
                     del attr[name]
             elif calls and name in _DROPPED_FROM_CALLS:
                 del attr[name]
-        attributes.strip_nodes((node,), _REMOVED)
         if node.HasField("experimental_debug_info"):
             node.ClearField("experimental_debug_info")
+    attributes.strip_nodes(definition.node_def, Counter())
 
 
 def _keep_shapes(definition: Any, graph: Any) -> None:
@@ -318,10 +316,7 @@ def _function_names(definitions: Iterable[str]) -> dict[str, str]:
     `CreateFingerprintDef` sorts functions by the number that their name ends in: it must be there,
     and be another for each.
     """
-    return {
-        name: re.sub(r"(_\d+)+$", "", name) + f"_{number}"
-        for number, name in enumerate(definitions)
-    }
+    return {name: f"{stem_of(name)}_{number}" for number, name in enumerate(definitions)}
 
 
 def _gradient_names(library: FunctionLibrary) -> dict[str, str]:

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keras_export import tf_internals as tfi
-from keras_export.functions import BoundFunction, FunctionLibrary, function_attributes
+from keras_export.functions import (
+    BoundFunction,
+    FunctionLibrary,
+    function_attributes,
+    functions_in_attributes,
+)
 
 # Ops that look at a resource and leave it as it is.
 READING_OPS = frozenset(
@@ -90,7 +95,4 @@ def _writes_of_call(
 def _callees_of(node: Any) -> Iterator[str]:
     if tfi.op_def_of(node.op) is None:
         yield node.op
-    for name in function_attributes(node.op):
-        if name in node.attr:
-            value = node.attr[name]
-            yield from (x.name for x in (value.func, *value.list.func) if x.name)
+    yield from functions_in_attributes(node)

@@ -201,6 +201,11 @@ def handles_of(node: Node) -> Iterator[Any]:
         yield node.obj.asset_path
 
 
+def stem_of(name: str) -> str:
+    """A function's name without the numbers of the process at its end."""
+    return re.sub(r"(_\d+)+$", "", name)
+
+
 def function_name(function: Any) -> str:
     """The name of a function in the libraries of this process."""
     return tf.compat.as_str(function.name)
@@ -218,15 +223,15 @@ def called_by(nodes: Iterable[Any], graph: Any = None) -> Iterator[str]:
         if is_function_call(op_type, graph):
             yield op_type
             continue
-        for attr_name in function_attributes(op_type):
-            value = node.attr.get(attr_name, None)
-            if value is None:
-                continue
-            if value.func.name:
-                yield value.func.name
-            for function in value.list.func:
-                if function.name:
-                    yield function.name
+        yield from functions_in_attributes(node)
+
+
+def functions_in_attributes(node: Any) -> Iterator[str]:
+    """Names of the functions that the attributes of a NodeDef hold."""
+    for name in function_attributes(node.op):
+        if name in node.attr:
+            value = node.attr[name]
+            yield from (x.name for x in (value.func, *value.list.func) if x.name)
 
 
 _FUNCTION_ATTRIBUTES: dict[str, tuple[str, ...]] = {}
@@ -298,7 +303,7 @@ def _add_reading_function(
     definition = tfi.function_pb2.FunctionDef()
     definition.CopyFrom(inner)
     # The process's numbers stay at the end of the name, where they are replaced.
-    stem = re.sub(r"(_\d+)+$", "", bound.name)
+    stem = stem_of(bound.name)
     definition.signature.name = f"{stem}_uncached{bound.name.removeprefix(stem)}"
     del definition.node_def[:]
     definition.ret.clear()

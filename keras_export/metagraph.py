@@ -78,7 +78,6 @@ class Contents:
     Attributes:
         tracked: all objects.
         saved: the nodes that the loaded object has, the root first.
-        children: the children that the root of the loaded object has, if not all.
         library: the functions under their final names.
         signatures: each with the function that serves it.
         python_functions: additional functions of the loaded root.
@@ -140,7 +139,7 @@ def assemble(contents: Contents) -> MetaGraph:
         _add_saver(meta_graph, graph, contents)
     _refuse_namespaces(meta_graph.graph_def, contents.options.namespace_whitelist)
     _fill_meta_info(meta_graph, contents)
-    _fill_object_graph(meta_graph.object_graph_def, contents, constants, graph)
+    _fill_object_graph(meta_graph.object_graph_def, contents, constants)
     attributes.strip_nodes(meta_graph.graph_def.node, Counter())
     _refuse_size(proto, contents)
     return MetaGraph(proto.SerializeToString(deterministic=True), tuple(contents.assets))
@@ -244,13 +243,11 @@ class _MainGraph:
         """The variable that holds an asset's path, if a signature reads it."""
         return self._assets.get(id(node))
 
-    def call(
-        self, function: BoundFunction, inputs: Sequence[str], control: Sequence[str] = ()
-    ) -> Any:
+    def call(self, function: BoundFunction, inputs: Sequence[str]) -> Any:
         definition = self._contents.library.definitions[function.name]
         bound = [self.tensor(binding) for binding in function.bindings]
         op = call_op(definition)
-        node = self.add(op, op, [*inputs, *bound, *(f"^{name}" for name in control)])
+        node = self.add(op, op, [*inputs, *bound])
         fill_call(node, definition, function)
         return node
 
@@ -530,9 +527,7 @@ class _ObjectGraph:
         return self.proto.nodes.add()
 
 
-def _fill_object_graph(
-    proto: Any, contents: Contents, constants: dict[int, str], graph: _MainGraph
-) -> None:
+def _fill_object_graph(proto: Any, contents: Contents, constants: dict[int, str]) -> None:
     objects = _ObjectGraph(proto, contents.saved)
     for constant in contents.library.constants:
         objects.add(constant).constant.operation = constants[id(constant)]

@@ -341,28 +341,38 @@ def _not_flat(structure: Any, name: str, value: Any, what: str) -> str:
 # -- search -----------------------------------------------------------------------------------
 
 
-def find_signature(graph: TrackedGraph) -> tuple[SignatureFunction | None, list[str]]:
-    """Searches the root for the one function that can be its signature.
+@dataclass(frozen=True)
+class FoundSignature:
+    """What a search of the root gave.
 
-    Returns:
-        The signature under the default key, or None where none or several would do; and notes on
-        functions that were passed over.
+    Attributes:
+        signature: under the default key; None where no function or several would do.
+        several: whether several would.
+        notes: on functions that were passed over.
     """
+
+    signature: SignatureFunction | None
+    several: bool
+    notes: list[str]
+
+
+def find_signature(graph: TrackedGraph) -> FoundSignature:
+    """Searches the root for the one function that can be its signature."""
     candidates: dict[int, SignatureFunction] = {}
     notes: list[str] = []
     for name, node in graph.root.children.items():
         if node.kind not in ("function", "concrete_function"):
             continue
         if name == _DEFAULT_ATTRIBUTE:
-            return signature_of(DEFAULT_KEY, node.obj), []
+            return FoundSignature(signature_of(DEFAULT_KEY, node.obj), False, [])
         signature = _candidate(node, notes)
         if signature is not None:
             candidates[id(signature.concrete)] = signature
     if len(candidates) == 1:
-        return next(iter(candidates.values())), notes
+        return FoundSignature(next(iter(candidates.values())), False, notes)
     if candidates:
         notes.append("no signature: several functions could be it; pass signatures= to choose")
-    return None, notes
+    return FoundSignature(None, bool(candidates), notes)
 
 
 def _candidate(node: Node, notes: list[str]) -> SignatureFunction | None:

@@ -123,15 +123,12 @@ class TrackedGraph:
 def track(
     root: Any,
     exclude: Callable[[Any], bool] = lambda _: False,
-    attached: dict[str, Any] | None = None,
 ) -> TrackedGraph:
     """Walks `root` breadth first.
 
     Args:
         root: a TensorFlow trackable.
         exclude: says which children are left out, with all that only they lead to.
-        attached: children of the root that the live object does not have, by name; a list or
-            dict among them becomes a list or dict of the loaded object.
 
     Returns:
         The graph; its nodes keep the objects alive.
@@ -144,9 +141,7 @@ def track(
     walk.trace_functions(root)
     graph = TrackedGraph([])
     graph._add(root, ())
-    walk.breadth_first(graph, 0, walk.checkpoint_children, in_checkpoint=True)
-    for name, obj in (attached or {}).items():
-        graph.attach(graph.root, name, _as_trackable(obj))
+    walk.breadth_first(graph, walk.checkpoint_children, in_checkpoint=True)
     walk.add_saved_model_children(graph)
     _add_keras_variable_lists(graph)
     _add_slots(graph)
@@ -259,15 +254,11 @@ class _Walk:
     def breadth_first(
         self,
         graph: TrackedGraph,
-        start: int,
         children_of: Callable[[Any, tuple[str, ...]], dict[str, Any]],
         *,
         in_checkpoint: bool,
     ) -> None:
-        position = start
-        while position < len(graph.nodes):
-            node = graph.nodes[position]
-            position += 1
+        for node in graph.nodes:  # it grows meanwhile
             for name, child in children_of(node.obj, node.path).items():
                 known = graph.find(child, (*node.path, name))
                 if known is None:
@@ -279,7 +270,7 @@ class _Walk:
         def both(obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
             return {**self.checkpoint_children(obj, path), **self.saved_model_children(obj, path)}
 
-        self.breadth_first(graph, 0, both, in_checkpoint=False)
+        self.breadth_first(graph, both, in_checkpoint=False)
 
     def checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         known = self._checkpoint_children.get(id(obj))
