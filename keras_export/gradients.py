@@ -207,6 +207,8 @@ def _outermost(tensor: Any) -> Any:
 
 
 def _captured_from(graph: Any, tensor: Any) -> Any:
+    if not _is_argument(tensor):
+        return None
     for external, internal in getattr(graph, "captures", ()):
         if internal is tensor:
             return external
@@ -240,8 +242,15 @@ def _tensor_name(collector: FunctionCollector, tensor: Any, owner: str) -> str:
 
     Arguments get the names that the FunctionDef gives them; nodes keep theirs.
     """
-    for index, argument in enumerate(tensor.graph.inputs):
-        if argument is tensor:
-            definition = collector.library.definitions[owner]
-            return f"{definition.signature.input_arg[index].name}:0"
+    if _is_argument(tensor):
+        for index, argument in enumerate(tensor.graph.inputs):
+            if argument is tensor:
+                definition = collector.library.definitions[owner]
+                return f"{definition.signature.input_arg[index].name}:0"
     return tensor.name
+
+
+def _is_argument(tensor: Any) -> bool:
+    """Whether it can be an input of its graph: most tensors are not, and looking takes long."""
+    kind: str = tensor.op.type
+    return kind == "Placeholder"
