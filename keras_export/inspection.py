@@ -148,10 +148,20 @@ def _bytes_of(file: str) -> bytes:
 
 
 def _specs(infos: Any) -> dict[str, Any]:
-    return {
-        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), info.dtype, name)
-        for name, info in sorted(infos.items())
-    }
+    return {name: _spec(name, info) for name, info in sorted(infos.items())}
+
+
+def _spec(name: str, info: Any) -> Any:
+    if info.WhichOneof("encoding") != "composite_tensor":
+        return tf.TensorSpec(tf.TensorShape(info.tensor_shape), info.dtype, name)
+    proto = info.composite_tensor.type_spec
+    state = list(proto.type_state.tuple_value.values)
+    if len(state) < 2 or not state[0].HasField("tensor_shape_value"):
+        return tf.TensorSpec(None, tf.variant, name)  # a type of the author's own
+    shape, dtype = tf.TensorShape(state[0].tensor_shape_value), state[1].tensor_dtype_value
+    if proto.type_spec_class == type(proto).RAGGED_TENSOR_SPEC:
+        return tf.RaggedTensorSpec(shape, dtype, state[2].int64_value, state[3].tensor_dtype_value)
+    return tf.TensorSpec(shape, dtype, name)
 
 
 def _plain(specs: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,3 +85,19 @@ def test_bad_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["shew"])
     assert end.value.code == 2 and "invalid choice" in capsys.readouterr().err
+
+
+def test_a_ragged_output_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.split = tf.function(
+        lambda x: tf.RaggedTensor.from_row_splits(x, [0, 1, 3]),
+        input_signature=[tf.TensorSpec([3], tf.float32, "x")],
+    )
+    ke.save(module, tmp_path / "model", signatures=module.split)
+    info = ke.inspect(tmp_path / "model")
+    (output,) = info.signatures["serving_default"].outputs.values()
+    assert isinstance(output, tf.RaggedTensorSpec)
+    assert output.dtype == tf.float32
+    assert output.shape.rank == 2
+    assert "float32" in str(info)
+    assert info.to_dict()["signatures"]["serving_default"]["outputs"]
