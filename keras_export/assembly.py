@@ -107,6 +107,20 @@ def _assemble(request: ExportRequest, options: Any) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
     tracked = _track(request)
+    if any(isinstance(node.obj, tfi.DistributedVariable) for node in tracked.nodes):
+        # Functions trace again inside it, so nobody else enters it.
+        with tfi.save_context(options):
+            return _assemble_tracked(request, options, root, _track(request), started)
+    return _assemble_tracked(request, options, root, tracked, started)
+
+
+def _assemble_tracked(
+    request: ExportRequest,
+    options: Any,
+    root: str,
+    tracked: tracking.TrackedGraph,
+    started: float,
+) -> Plan:
     signatures.refuse_reserved_attribute(tracked, root)
     found = _find_signatures(request, tracked)
     if found.endpoint is not None and found.endpoint.built_model:

@@ -581,6 +581,12 @@ def _fill_saved_object(saved: Any, node: Node, objects: _ObjectGraph, contents: 
 def _fill_variable(saved: Any, node: Node, contents: Contents) -> None:
     node.obj._write_object_proto(saved, contents.options)
     saved.variable.name = variable_name(node)
+    on_write = tf.VariableSynchronization.ON_WRITE.value
+    if not saved.variable.experimental_distributed_variable_components and (
+        isinstance(node.obj, tfi.DistributedVariable) and saved.variable.synchronization == on_write
+    ):
+        # The strategy's word for AUTO; outside of one both mean the same.
+        saved.variable.ClearField("synchronization")
 
 
 def _fill_asset(saved: Any, node: Node, contents: Contents) -> None:

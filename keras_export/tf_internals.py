@@ -71,6 +71,12 @@ from tensorflow.python.ops.resource_variable_ops import (
     is_resource_variable,
 )
 
+# What strategies make of variables; the public `tf.distribute.DistributedValues` has no primary.
+from tensorflow.python.distribute.values import DistributedVariable, SyncOnReadVariable
+
+# Inside it distributed variables act as the one variable that an artifact holds.
+from tensorflow.python.saved_model.save_context import save_context
+
 # Registered classes and revived types: what third parties told TensorFlow to write for them.
 from tensorflow.python.saved_model import registration, revived_types
 

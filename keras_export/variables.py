@@ -109,7 +109,7 @@ def _source(node: Node, root: str) -> Source | None:
 
 def _refuse_uninitialized(node: Node, root: str) -> None:
     # Reading such a variable gives an empty tensor, and no error.
-    initialized = tf.raw_ops.VarIsInitializedOp(resource=node.obj.handle)
+    initialized = tf.raw_ops.VarIsInitializedOp(resource=_handle(node.obj))
     if tf.executing_eagerly() and not initialized:
         raise UninitializedError(
             failure(
@@ -128,11 +128,28 @@ def _key(base: str, local_name: str) -> str:
 
 def is_plain_variable(obj: Any) -> bool:
     """Whether `obj` is a variable that TensorFlow itself would save by reading its handle."""
+    if isinstance(obj, tfi.DistributedVariable):
+        return not tfi.registration.get_registered_saver_name(obj)
     return (
         isinstance(obj, tfi.BaseResourceVariable)
         and type(obj)._serialize_to_tensors is tfi.BaseResourceVariable._serialize_to_tensors
         and not tfi.registration.get_registered_saver_name(obj)
     )
+
+
+def _handle(variable: Any) -> Any:
+    """The handle of a variable; of the first copy where a strategy made several."""
+    if isinstance(variable, tfi.DistributedVariable):
+        return variable._primary.handle
+    return variable.handle
+
+
+def _value(variable: Any) -> Any:
+    """The value of a variable, by reference; what replicas hold apart is reduced."""
+    if isinstance(variable, tfi.SyncOnReadVariable):
+        with variable.distribute_strategy.scope():
+            return variable._get_cross_replica()
+    return tf.raw_ops.ReadVariableOp(resource=_handle(variable), dtype=variable.dtype)
 
 
 def _serialized(node: Node, root: str) -> dict[str, Any]:
@@ -214,9 +231,7 @@ def _run(entries: Sequence[Entry]) -> list[Entry]:
 
 def _entries(source: Source, root: str) -> Iterable[Entry]:
     if source.plain:
-        variable = source.node.obj
-        value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
-        return (Entry(source.names[0][1], "", value),)
+        return (Entry(source.names[0][1], "", _value(source.node.obj)),)
     serialized = _serialized(source.node, root)
     return [
         entry

@@ -1,0 +1,50 @@
+"""Objects whose variables a distribution strategy holds on several devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import artifacts
+import numpy as np
+import pytest
+from consumers import Consumers
+
+_SCRIPT = Path(__file__).with_name("strategy_process.py")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strategies")
+    done = subprocess.run(
+        [sys.executable, str(_SCRIPT), str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mirrored", "scope"])
+def test_a_mirrored_object_gives_the_artifact_of_a_single_device(exported: Path, name: str) -> None:
+    assert artifacts.files(exported / name) == artifacts.files(exported / "single")
+
+
+def test_replicas_are_reduced_and_updates_happen_once(exported: Path, consumers: Consumers) -> None:
+    values = consumers.checkpoint(exported / "mirrored/variables/variables").values()
+    assert values["mean/.ATTRIBUTES/VARIABLE_VALUE"] == 1.0
+    assert values["sum/.ATTRIBUTES/VARIABLE_VALUE"] == 3.0
+    loaded = consumers.tf(exported / "mirrored")
+    x = np.ones(2, np.float32)
+    np.testing.assert_allclose(loaded.call("f", x)["y"], [2.0, 3.0])
+    everywhere = consumers.everywhere(exported / "mirrored", "serving_default", x=x)
+    np.testing.assert_allclose(everywhere["y"], [2.0, 3.0])
+
+
+def test_a_model_trained_on_two_devices_is_served_from_one(
+    exported: Path, consumers: Consumers
+) -> None:
+    with np.load(exported / "keras.npz") as live:
+        served = consumers.everywhere(exported / "keras", "serving_default", x=live["x"])
+        (y,) = served.values()
+        np.testing.assert_allclose(y, live["y"], rtol=1e-5, atol=1e-6)
+    assert b"CPU:1" not in (exported / "keras" / "saved_model.pb").read_bytes()
