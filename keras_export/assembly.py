@@ -319,10 +319,11 @@ def _contents(
     if found.endpoint is not None:
         found.notes.extend(_state_notes(request, tracked, collector.library, inner))
     saving = [
-        resources.trace_save_restore(source, collector, root)
+        item
         for source in checkpoint.sources
-        if source.node.kind != "variable"
+        for item in resources.trace_save_restore(source, collector, root)
     ]
+    savers = [resources.trace_saver(saver, collector) for saver in checkpoint.savers]
     resource_graph = resources.build_resources(tracked, collector, options, root)
     aliases = _add_aliases(collector, options)
     if options.experimental_custom_gradients:
@@ -354,6 +355,7 @@ def _contents(
         resources=resource_graph,
         initializers=initializers,
         save_restore=saving,
+        savers=savers,
         assets=assets,
         aliases={new_names[name]: alias for name, alias in aliases.items()},
         traces=traces,

@@ -28,10 +28,10 @@ from keras_export.functions import (
     constant_of,
     constant_proto,
 )
-from keras_export.resources import ResourceGraph, SaveRestore
+from keras_export.resources import ResourceGraph, SaveRestore, SaverFunctions
 from keras_export.signatures import INIT_OP_KEY, SignatureFunction, SignatureOutput
 from keras_export.tracking import Collection, Node, TrackedGraph, path_text
-from keras_export.variables import CheckpointPlan, Source
+from keras_export.variables import CheckpointPlan, Source, saver_of
 from keras_export.wrappers import call_op, fill_call, keyword
 
 # protobuf refuses to serialize more: google/protobuf/io/coded_stream.h
@@ -84,6 +84,7 @@ class Contents:
         resources: the nodes that make tables.
         initializers: the functions that fill them.
         save_restore: functions of objects that serialize themselves.
+        savers: functions of registered checkpoint savers.
         assets: files.
         checkpoint: keys of the values.
         aliases: function name -> alias.
@@ -102,6 +103,7 @@ class Contents:
     resources: ResourceGraph = field(default_factory=ResourceGraph)
     initializers: Sequence[BoundFunction] = ()
     save_restore: Sequence[SaveRestore] = ()
+    savers: Sequence[SaverFunctions] = ()
     assets: Sequence[Asset] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[int, Sequence[BoundFunction]] = field(default_factory=dict)
@@ -401,15 +403,20 @@ def _add_initializer(
 def _add_saver(meta_graph: Any, graph: _MainGraph, contents: Contents) -> None:
     """The nodes by which graph-world readers restore, and by which a V1 `Saver` saves again."""
     filename = graph.placeholder("saver_filename", tf.string.as_datatype_enum, tf.TensorShape([]))
-    plain = [x for x in contents.checkpoint.sources if x.node.kind == "variable"]
-    keys = [source.names[0][1] for source in plain]
-    keys += [key for item in contents.save_restore for key in item.key_order]
+    plain = [x for x in contents.checkpoint.sources if x.by == "variable"]
+    keys = [(source.names[0][1], "") for source in plain]
+    keys += [pair for item in contents.save_restore for pair in item.keys]
     done, restored = [], []
     if keys:
-        names = graph.strings("saver_names", keys)
-        slices = graph.strings("saver_slices", [""] * len(keys))
+        names = graph.strings("saver_names", [key for key, _ in keys])
+        slices = graph.strings("saver_slices", [part for _, part in keys])
         restored = _add_restore(graph, contents, plain, [filename, names, slices])
-        done = [_add_save(graph, contents, plain, [filename, names, slices])]
+        target = _part(graph, filename, "_temp/part") if contents.savers else filename
+        done = [_add_save(graph, contents, plain, [target, names, slices])]
+    if contents.savers:
+        parts = [target] if keys else []
+        done = [_add_registered_saves(graph, contents, filename, parts, done)]
+        restored = _add_registered_restores(graph, contents, filename, restored)
     save = graph.add("Identity", "save", [filename, *(f"^{name}" for name in done)])
     save.attr["T"].type = tf.string.as_datatype_enum
     saver = meta_graph.saver_def
@@ -417,6 +424,52 @@ def _add_saver(meta_graph: Any, graph: _MainGraph, contents: Contents) -> None:
     saver.save_tensor_name = f"{save.name}:0"
     saver.restore_op_name = graph.add("NoOp", "restore", [f"^{name}" for name in restored]).name
     saver.version = tfi.saver_pb2.SaverDef.V2
+
+
+def _part(graph: _MainGraph, filename: str, suffix: str) -> str:
+    """A prefix beside the checkpoint's, as a scalar."""
+    end = graph.constant("saver_suffix", tf.make_tensor_proto(suffix, tf.string))
+    node = graph.add("StringJoin", "saver_part", [filename, end])
+    node.attr["N"].i = 2
+    return node.name
+
+
+def _add_registered_saves(
+    graph: _MainGraph,
+    contents: Contents,
+    filename: str,
+    parts: Sequence[str],
+    done: Sequence[str],
+) -> str:
+    """Lets registered savers write, and joins what they wrote with the rest."""
+    axis = graph.constant("saver_axis", tf.make_tensor_proto(0, tf.int32))
+    shape = graph.constant("saver_vector", tf.make_tensor_proto([-1], tf.int32))
+    written = []
+    for part in parts:
+        node = graph.add("Reshape", "saver_part_vector", [part, shape])
+        node.attr["T"].type = tf.string.as_datatype_enum
+        written.append(node.name)
+    for saver in contents.savers:
+        written.append(graph.call(saver.save, [_part(graph, filename, f"-{saver.name}")]).name)
+    prefixes = written[0]
+    if len(written) > 1:
+        joined = graph.add("ConcatV2", "saver_parts", [*written, axis])
+        joined.attr["N"].i = len(written)
+        joined.attr["T"].type = tf.string.as_datatype_enum
+        prefixes = joined.name
+    controls = [f"^{name}" for name in done]
+    return str(graph.add("MergeV2Checkpoints", "merge", [prefixes, filename, *controls]).name)
+
+
+def _add_registered_restores(
+    graph: _MainGraph, contents: Contents, filename: str, restored: Sequence[str]
+) -> list[str]:
+    done = list(restored)
+    for saver in contents.savers:
+        call = graph.call(saver.restore, [filename])
+        call.input.extend(f"^{name}" for name in restored)
+        done.append(call.name)
+    return done
 
 
 def _add_restore(
@@ -435,7 +488,7 @@ def _add_restore(
     for item in contents.save_restore:
         arguments = contents.library.definitions[item.restore.name].signature.input_arg
         start = len(dtypes)
-        dtypes.extend(x.type for x in arguments[: len(item.key_order)])
+        dtypes.extend(x.type for x in arguments[: len(item.keys)])
         values = [_output(restore.name, i) for i in range(start, len(dtypes))]
         done.append(graph.call(item.restore, values).name)
     return done
@@ -452,12 +505,18 @@ def _add_save(
         tensors.append(read.name)
     for item in contents.save_restore:
         results = contents.library.definitions[item.save.name].signature.output_arg
-        call = graph.call(item.save, []).name
-        tensors += [_output(call, i) for i in range(len(results))]
-        dtypes += [x.type for x in results]
+        call = graph.call(item.save, _key_input(graph, item)).name
+        tensors += [_output(call, i) for i in item.outputs]
+        dtypes += [results[i].type for i in item.outputs]
     save = graph.add("SaveV2", "SaveV2", [*inputs, *tensors])
     save.attr["dtypes"].list.type.extend(dtypes)
     return save.name
+
+
+def _key_input(graph: _MainGraph, item: SaveRestore) -> list[str]:
+    if item.key is None:
+        return []
+    return [graph.constant("saver_key", tf.make_tensor_proto(item.key, tf.string))]
 
 
 def _output(node: str, index: int) -> str:
@@ -576,6 +635,7 @@ def _fill_saved_object(saved: Any, node: Node, objects: _ObjectGraph, contents: 
     if isinstance(node.obj, tfi.Trackable):
         _fill_dependencies(saved, node, objects)
         _fill_registration(saved, node.obj)
+        saved.registered_saver = saver_of(node) or ""
 
 
 def _fill_variable(saved: Any, node: Node, contents: Contents) -> None:
@@ -744,12 +804,14 @@ def _add_python_function(objects: _ObjectGraph, function: PythonFunction) -> Non
 
 
 def _add_save_restore(objects: _ObjectGraph, item: SaveRestore) -> None:
-    # The loader gives the object these two as its methods: `.TENSORS` is their agreed name.
-    proto = objects.proto.nodes[objects.ids[id(item.source.node)]].saveable_objects[".TENSORS"]
+    # The loader gives the object these two as its methods.
+    proto = objects.proto.nodes[objects.ids[id(item.source.node)]].saveable_objects[item.name]
     for field_name, function in (("save_function", item.save), ("restore_function", item.restore)):
         saved = objects.add(function)
         saved.bare_concrete_function.concrete_function_name = function.name
-        saved.bare_concrete_function.allowed_positional_arguments = 1
+        saved.bare_concrete_function.allowed_positional_arguments = (
+            1 if item.key is None else function.concrete._num_positional_args
+        )
         saved.bare_concrete_function.argument_keywords.extend(
             tf.compat.as_str(x) for x in function.concrete._arg_keywords
         )

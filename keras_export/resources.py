@@ -16,8 +16,8 @@ import tensorflow as tf
 from keras_export import tf_internals as tfi
 from keras_export.errors import UnsupportedError
 from keras_export.functions import BoundFunction, FunctionCollector
-from keras_export.tracking import Node, TrackedGraph, path_text
-from keras_export.variables import Source
+from keras_export.tracking import Node, TrackedGraph, escape, path_text
+from keras_export.variables import RegisteredSaver, Source, prefixes_of, saveables_of
 
 # Ops that make a table and are shared by name between functions and the main graph.
 _TABLE_OPS = frozenset(
@@ -55,15 +55,36 @@ class SaveRestore:
 
     Attributes:
         source: the object and its checkpoint keys.
-        save: takes nothing, returns a dict of tensors.
-        restore: takes such a dict.
-        key_order: the checkpoint keys in the order of the flat dict.
+        save: returns the tensors; takes nothing, or the checkpoint key.
+        restore: takes the tensors.
+        keys: `(checkpoint key, slice)` of each tensor, in the order that `restore` takes.
+        outputs: the positions of the tensors among the results of `save`.
+        name: under which the loader looks for the functions.
+        key: what `save` takes, if anything.
     """
 
     source: Source
     save: BoundFunction
     restore: BoundFunction
-    key_order: tuple[str, ...]
+    keys: tuple[tuple[str, str], ...]
+    outputs: tuple[int, ...]
+    name: str = ".TENSORS"
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class SaverFunctions:
+    """The functions of a registered checkpoint saver, for the main graph.
+
+    Attributes:
+        name: of the saver.
+        save: takes a prefix, returns a vector of those that it wrote.
+        restore: takes a prefix.
+    """
+
+    name: str
+    save: BoundFunction
+    restore: BoundFunction
 
 
 def build_resources(
@@ -126,10 +147,18 @@ def _tables(nodes: Iterable[Any]) -> Iterable[Any]:
     return (node for node in nodes if node.op in _TABLE_OPS and "shared_name" in node.attr)
 
 
-def trace_save_restore(source: Source, collector: FunctionCollector, root: str) -> SaveRestore:
+def trace_save_restore(
+    source: Source, collector: FunctionCollector, root: str
+) -> list[SaveRestore]:
     """Traces the functions by which an object saves and restores itself through tensors."""
+    if source.by == "saveables":
+        return _trace_saveables(source, collector, root)
+    return [_trace_tensors(source, collector, root)] if source.by == "tensors" else []
+
+
+def _trace_tensors(source: Source, collector: FunctionCollector, root: str) -> SaveRestore:
     obj = source.node.obj
-    described = f"the saving of {path_text(source.node.path, root)}"
+    described = _saving_of(source, root)
     save = obj._serialize_to_tensors
     if not isinstance(save, tfi.ConcreteFunction):
         save = tf.function(lambda: dict(obj._serialize_to_tensors()), autograph=False)
@@ -138,13 +167,74 @@ def trace_save_restore(source: Source, collector: FunctionCollector, root: str) 
     if not isinstance(restore, tfi.ConcreteFunction):
         restore = tf.function(_quiet(obj._restore_from_tensors), autograph=False)
         restore = restore.get_concrete_function(_unnamed(save.structured_outputs))
-    keys = dict(zip(obj._serialize_to_tensors(), (key for _, key in source.names), strict=False))
+    keys = dict(source.names)
+    ordered = [
+        (keys[escape(name)], part)
+        for name, value in sorted(save.structured_outputs.items())
+        for part in (sorted(value) if isinstance(value, dict) else [""])
+    ]
     return SaveRestore(
         source,
         collector.add(save, described),
         collector.add(restore, described),
-        tuple(keys[name] for name in sorted(keys)),
+        tuple(ordered),
+        tuple(range(len(ordered))),
     )
+
+
+def _trace_saveables(source: Source, collector: FunctionCollector, root: str) -> list[SaveRestore]:
+    described = _saving_of(source, root)
+    saveables = saveables_of(source)
+    traced = tfi.trace_save_restore_function_map(source.node.obj, saveables)
+    result = []
+    for saveable in saveables:
+        if saveable.name in traced:
+            save, restore = (collector.add(x, described) for x in traced[saveable.name])
+            keys = tuple((spec.name, spec.slice_spec or "") for spec in saveable.specs())
+            # Each tensor comes as a dict of its name, slice and value, in this order.
+            outputs = tuple(range(2, 3 * len(keys), 3))
+            result.append(
+                SaveRestore(source, save, restore, keys, outputs, saveable.name, saveable.key)
+            )
+    return result
+
+
+def _saving_of(source: Source, root: str) -> str:
+    return f"the saving of {path_text(source.node.path, root)}"
+
+
+def trace_saver(saver: RegisteredSaver, collector: FunctionCollector) -> SaverFunctions:
+    """Traces the functions of a registered checkpoint saver, for readers without Python."""
+    write = tfi.registration.get_save_function(saver.name)
+    read = tfi.registration.get_restore_function(saver.name)
+
+    def save(file_prefix: Any) -> Any:
+        written = write(trackables=saver.trackables, file_prefix=file_prefix)
+        parts = [tf.reshape(x, [-1]) for x in prefixes_of(written, saver.name)]
+        # TensorFlow orders nothing after `SaveV2` by itself, and the files are read next.
+        with tf.control_dependencies(_effects(tf.compat.v1.get_default_graph())):
+            return tf.concat([*parts, tf.fill([0], "")], 0)
+
+    def restore(merged_prefix: Any) -> None:
+        read(trackables=saver.trackables, merged_prefix=merged_prefix)
+
+    described = f"the registered checkpoint saver {saver.name!r}"
+    spec = tf.TensorSpec([], tf.string)
+    save_trace, restore_trace = (
+        tf.function(function, autograph=False).get_concrete_function(spec)
+        for function in (save, restore)
+    )
+    return SaverFunctions(
+        saver.name, collector.add(save_trace, described), collector.add(restore_trace, described)
+    )
+
+
+def _effects(graph: Any) -> list[Any]:
+    return [
+        op
+        for op in graph.get_operations()
+        if (op_def := tfi.op_def_of(op.type)) is not None and op_def.is_stateful
+    ]
 
 
 def _quiet(restore: Any) -> Any:
@@ -155,4 +245,4 @@ def _quiet(restore: Any) -> Any:
 
 
 def _unnamed(outputs: Any) -> Any:
-    return {name: tf.TensorSpec(value.shape, value.dtype) for name, value in outputs.items()}
+    return tf.nest.map_structure(lambda value: tf.TensorSpec(value.shape, value.dtype), outputs)

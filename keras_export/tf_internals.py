@@ -44,6 +44,19 @@ from tensorflow.python.training.saving.saveable_object_util import (
     trackable_has_serialize_to_tensor,
 )
 
+# Objects that save through `SaveableObject`s: their factories, the names of those that were
+# migrated since, and the functions by which a loaded artifact saves and restores them.
+from tensorflow.python.checkpoint.saveable_compat import (
+    force_checkpoint_conversion_enabled,
+    get_saveable_name,
+)
+from tensorflow.python.training.saving.saveable_object import SaveableObject
+from tensorflow.python.training.saving.saveable_object_util import (
+    saveable_objects_for_op,
+    saveable_objects_from_trackable,
+)
+from tensorflow.python.training.saving.trace_saveable_util import trace_save_restore_function_map
+
 # The concrete class behind `tf.function`; `tf.types.experimental.PolymorphicFunction` is abstract
 # and lacks the listing of concrete functions for serialization.
 from tensorflow.python.eager.polymorphic_function.polymorphic_function import (

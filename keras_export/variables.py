@@ -8,9 +8,11 @@ references, not copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -23,6 +25,9 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 VALUE_NAME = "VARIABLE_VALUE"
 
+# tensorflow/python/trackable/python_state.py
+_PYTHON_STATE = "py_state"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -30,13 +35,33 @@ class Source:
 
     Attributes:
         node: the object.
-        names: `(local name, checkpoint key)` of each of its tensors.
-        plain: whether it is an ordinary variable, whose buffer can be referred to.
+        names: `(local name, checkpoint key)` of each of its attributes in the checkpoint: its
+            tensors, or its `SaveableObject`s.
+        by: how it gives its values: as an ordinary variable, whose buffer can be referred to; by
+            `_serialize_to_tensors`; by `SaveableObject`s; as `tf.train.experimental.PythonState`.
     """
 
     node: Node
     names: tuple[tuple[str, str], ...]
-    plain: bool
+    by: Literal["variable", "tensors", "saveables", "python"]
+
+
+@dataclass(frozen=True)
+class RegisteredSaver:
+    """A saver that somebody registered for a class, with the objects that it saves.
+
+    Attributes:
+        name: under which it was registered.
+        objects: by their names in the checkpoint.
+    """
+
+    name: str
+    objects: dict[str, Node]
+
+    @property
+    def trackables(self) -> dict[str, Any]:
+        """What its functions are called with."""
+        return {name: node.obj for name, node in self.objects.items()}
 
 
 @dataclass(frozen=True)
@@ -47,11 +72,13 @@ class CheckpointPlan:
         sources: the objects with values, in the order of the graph.
         object_graph: the serialized `TrackableObjectGraph`.
         root: how messages call the exported object.
+        savers: what else writes values.
     """
 
     sources: tuple[Source, ...]
     object_graph: bytes
     root: str = "obj"
+    savers: tuple[RegisteredSaver, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,29 +109,120 @@ def plan_checkpoint(tracked: TrackedGraph, root: str = "obj") -> CheckpointPlan:
         UninitializedError: a variable has no value.
     """
     sources = {id(node): source for node in tracked.nodes if (source := _source(node, root))}
-    kept = _with_values(tracked, sources)
+    savers = _registered_savers(tracked)
+    saved_by = {id(node): (x.name, name) for x in savers for name, node in x.objects.items()}
+    kept = _with_values(tracked, sources.keys() | saved_by.keys())
     proto = tfi.trackable_object_graph_pb2.TrackableObjectGraph()
     ids = {id(node): index for index, node in enumerate(kept)}
     for node in kept:
-        _fill_node(proto.nodes.add(), node, sources.get(id(node)), ids)
+        saved = proto.nodes.add()
+        _fill_node(saved, node, sources.get(id(node)), ids)
+        if id(node) in saved_by:
+            saved.registered_saver.name, saved.registered_saver.object_name = saved_by[id(node)]
     return CheckpointPlan(
-        tuple(sources.values()), proto.SerializeToString(deterministic=True), root
+        tuple(sources.values()), proto.SerializeToString(deterministic=True), root, savers
     )
 
 
+def _registered_savers(tracked: TrackedGraph) -> tuple[RegisteredSaver, ...]:
+    found: dict[str, dict[str, Node]] = {}
+    for node in tracked.nodes:
+        if isinstance(node.obj, tfi.Trackable) and (name := saver_of(node)):
+            found.setdefault(name, {})[object_key(node.path)] = node
+    return tuple(RegisteredSaver(name, objects) for name, objects in found.items())
+
+
+def saver_of(node: Node) -> str | None:
+    """The name of the saver that is registered for a node's object."""
+    name: str | None = tfi.registration.get_registered_saver_name(node.obj)
+    return name
+
+
 def _source(node: Node, root: str) -> Source | None:
-    if node.kind in ("function", "concrete_function", "asset"):
+    if node.kind in ("function", "concrete_function", "asset") or saver_of(node):
         return None
     base = node.slot_key or object_key(node.path)
     if is_plain_variable(node.obj):
         _refuse_uninitialized(node, root)
-        return Source(node, ((VALUE_NAME, _key(base, VALUE_NAME)),), plain=True)
+        return Source(node, ((VALUE_NAME, _key(base, VALUE_NAME)),), "variable")
+    if isinstance(node.obj, tf.train.experimental.PythonState):
+        return Source(node, ((_PYTHON_STATE, _key(base, _PYTHON_STATE)),), "python")
     if not isinstance(node.obj, tfi.Trackable):
         return None
-    names = [escape(name) for name in _serialized(node, root)]
-    if not names:
-        return None
-    return Source(node, tuple((name, _key(base, name)) for name in names), plain=False)
+    if saves_by_saveables(node.obj):
+        _refuse_unknown_saveables(node, root)
+        names = [tfi.get_saveable_name(node.obj) or name for name in _factories(node.obj)]
+        by: Literal["saveables", "tensors"] = "saveables"
+    else:
+        names = [escape(name) for name in _serialized(node)]
+        by = "tensors"
+    return Source(node, tuple((name, _key(base, name)) for name in names), by) if names else None
+
+
+def _refuse_unknown_saveables(node: Node, root: str) -> None:
+    try:
+        for name, factory in _factories(node.obj).items():
+            list(Saveable(name, name, factory).specs())
+    except (TypeError, ValueError) as error:
+        raise UnsupportedError(
+            failure(
+                f"export {path_text(node.path, root)}",
+                "`_gather_saveables_for_checkpoint` to give SaveableObjects or variables",
+                f"{type(node.obj).__name__}, whose saveables cannot be made ({error})",
+                "Define `_serialize_to_tensors` and `_restore_from_tensors` instead.",
+            )
+        ) from error
+
+
+def saves_by_saveables(obj: Any) -> bool:
+    """Whether an object's values are stored as its `SaveableObject`s call them.
+
+    Tables have been migrated from these, and keep the names in the checkpoint.
+    """
+    if not tfi.trackable_has_serialize_to_tensor(obj):
+        own = type(obj)._gather_saveables_for_checkpoint
+        return own is not tfi.Trackable._gather_saveables_for_checkpoint or bool(_factories(obj))
+    renamed = bool(tfi.get_saveable_name(obj))
+    return renamed and not tfi.force_checkpoint_conversion_enabled()
+
+
+def _factories(obj: Any) -> dict[str, Any]:
+    found: dict[str, Any] = tfi.saveable_objects_from_trackable(obj)
+    return found
+
+
+@dataclass(frozen=True)
+class Saveable:
+    """One `SaveableObject` factory of an object.
+
+    Attributes:
+        name: of the attribute that it saves.
+        key: in the checkpoint.
+        factory: makes the `SaveableObject`s.
+    """
+
+    name: str
+    key: str
+    factory: Any
+
+    @property
+    def checkpoint_key(self) -> str:
+        """As TensorFlow's own description of a factory calls it."""
+        return self.key
+
+    def specs(self) -> Iterator[Any]:
+        """What is saved: each has a name, a slice and a tensor."""
+        made = self.factory(name=self.key) if callable(self.factory) else self.factory
+        if not isinstance(made, tfi.SaveableObject):
+            made = tfi.saveable_objects_for_op(op=made, name=self.key)
+        for saveable in made if not isinstance(made, tfi.SaveableObject) else [made]:
+            yield from saveable.specs
+
+
+def saveables_of(source: Source) -> list[Saveable]:
+    """The factories of an object that saves by `SaveableObject`s."""
+    pairs = zip(source.names, _factories(source.node.obj).values(), strict=True)
+    return [Saveable(name, key, factory) for (name, key), factory in pairs]
 
 
 def _refuse_uninitialized(node: Node, root: str) -> None:
@@ -152,34 +270,21 @@ def _value(variable: Any) -> Any:
     return tf.raw_ops.ReadVariableOp(resource=_handle(variable), dtype=variable.dtype)
 
 
-def _serialized(node: Node, root: str) -> dict[str, Any]:
-    obj = node.obj
-    if tfi.registration.get_registered_saver_name(obj):
-        raise UnsupportedError(
-            f"Cannot export {path_text(node.path, root)} ({type(obj).__name__}): its class has a "
-            "registered checkpoint saver, which is not supported yet."
-        )
-    if not tfi.trackable_has_serialize_to_tensor(obj):
-        if type(obj)._gather_saveables_for_checkpoint is not (
-            tfi.Trackable._gather_saveables_for_checkpoint
-        ):
-            raise UnsupportedError(
-                f"Cannot export {path_text(node.path, root)} ({type(obj).__name__}): it saves "
-                "through `_gather_saveables_for_checkpoint`, which is not supported yet. Define "
-                "`_serialize_to_tensors` and `_restore_from_tensors` instead."
-            )
+def _serialized(node: Node) -> dict[str, Any]:
+    if not tfi.trackable_has_serialize_to_tensor(node.obj):
         return {}
-    return obj._serialize_to_tensors()
+    values: dict[str, Any] = node.obj._serialize_to_tensors()
+    return values
 
 
-def _with_values(tracked: TrackedGraph, sources: dict[int, Source]) -> list[Node]:
+def _with_values(tracked: TrackedGraph, holders: Set[int]) -> list[Node]:
     """The nodes that hold a value or lead to one; the root always."""
     parents: dict[int, list[Node]] = {}
     for node in tracked.nodes:
         for child in node.children.values():
             parents.setdefault(id(child), []).append(node)
     kept = {id(tracked.root)}
-    pending = [node for node in tracked.nodes if id(node) in sources or node.slots]
+    pending = [node for node in tracked.nodes if id(node) in holders or node.slots]
     while pending:
         node = pending.pop()
         if id(node) not in kept or node is tracked.root:
@@ -210,7 +315,8 @@ def read_values(plan: CheckpointPlan) -> Values:
     TensorFlow copies a buffer that somebody else refers to before it changes it, so what is held
     here stays as it is while training goes on.
     """
-    entries = [entry for source in plan.sources for entry in _entries(source, plan.root)]
+    entries = [entry for saver in plan.savers for entry in _written_by(saver, plan.root)]
+    entries += [entry for source in plan.sources for entry in _entries(source)]
     if not tf.executing_eagerly():
         entries = _run(entries)
     with tfi.eager_mode():
@@ -229,13 +335,57 @@ def _run(entries: Sequence[Entry]) -> list[Entry]:
         ]
 
 
-def _entries(source: Source, root: str) -> Iterable[Entry]:
-    if source.plain:
+def _written_by(saver: RegisteredSaver, root: str) -> list[Entry]:
+    """What a registered saver writes, read back: it knows files alone, and we hold moments."""
+    if not tf.executing_eagerly():
+        raise UnsupportedError(
+            f"Cannot export {path_text(next(iter(saver.objects.values())).path, root)} without "
+            f"eager execution: the registered checkpoint saver {saver.name!r} writes files itself."
+        )
+    save = tfi.registration.get_save_function(saver.name)
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = tf.constant(os.path.join(folder, f"variables-{saver.name}"))
+        written = save(trackables=saver.trackables, file_prefix=prefix)
+        return [entry for path in prefixes_of(written, saver.name) for entry in _read_back(path)]
+
+
+def prefixes_of(written: Any, saver: str) -> list[Any]:
+    """The string tensors that a registered saver returned.
+
+    Raises:
+        UnsupportedError: it returned something else.
+    """
+    flat = [] if written is None else tf.nest.flatten(written)
+    if all(tf.is_tensor(x) and x.dtype == tf.string for x in flat):
+        return flat
+    raise UnsupportedError(
+        failure(
+            f"export with the registered checkpoint saver {saver!r}",
+            "its save function to return string tensors, the prefixes that it wrote",
+            f"{written!r}",
+        )
+    )
+
+
+def _read_back(prefixes: Any) -> Iterator[Entry]:
+    for prefix in tf.reshape(prefixes, [-1]).numpy():
+        reader = tf.train.load_checkpoint(tf.compat.as_str(prefix))
+        dtypes = reader.get_variable_to_dtype_map()
+        for key in sorted(dtypes):
+            yield Entry(key, "", tf.constant(reader.get_tensor(key), dtypes[key]))
+
+
+def _entries(source: Source) -> Iterable[Entry]:
+    if source.by == "variable":
         return (Entry(source.names[0][1], "", _value(source.node.obj)),)
-    serialized = _serialized(source.node, root)
+    if source.by == "python":
+        return (Entry(source.names[0][1], "", tf.constant(source.node.obj.serialize())),)
+    if source.by == "saveables":
+        specs = [spec for saveable in saveables_of(source) for spec in saveable.specs()]
+        return [Entry(x.name, x.slice_spec or "", tf.convert_to_tensor(x.tensor)) for x in specs]
     return [
         entry
-        for (_, key), value in zip(source.names, serialized.values(), strict=False)
+        for (_, key), value in zip(source.names, _serialized(source.node).values(), strict=False)
         for entry in _value_entries(key, value)
     ]
 

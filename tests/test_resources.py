@@ -232,14 +232,10 @@ def test_a_shared_table_is_one_table(tmp_path: Path, consumers: Consumers) -> No
     assert len({table.attr["shared_name"].s for table in tables}) == 1
     main_graph = artifacts.meta_graph(tmp_path).graph_def.node
     assert len([node for node in main_graph if "HashTable" in node.op]) == 1
-    assert_same(
-        consumers.everywhere(tmp_path, words=WORDS), {"ids": np.int64([13, 15, 9, 9])}
-    )
+    assert_same(consumers.everywhere(tmp_path, words=WORDS), {"ids": np.int64([13, 15, 9, 9])})
 
 
-def test_a_mutable_table_keeps_what_was_put_into_it(
-    tmp_path: Path, consumers: Consumers
-) -> None:
+def test_a_mutable_table_keeps_what_was_put_into_it(tmp_path: Path, consumers: Consumers) -> None:
     class Mutable(tf.Module):
         def __init__(self) -> None:
             super().__init__()
