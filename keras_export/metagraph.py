@@ -403,7 +403,7 @@ def _add_initializer(
 def _add_saver(meta_graph: Any, graph: _MainGraph, contents: Contents) -> None:
     """The nodes by which graph-world readers restore, and by which a V1 `Saver` saves again."""
     filename = graph.placeholder("saver_filename", tf.string.as_datatype_enum, tf.TensorShape([]))
-    plain = [x for x in contents.checkpoint.sources if x.by == "variable"]
+    plain = [x for x in contents.checkpoint.sources if x.node.kind == "variable"]
     keys = [(source.names[0][1], "") for source in plain]
     keys += [pair for item in contents.save_restore for pair in item.keys]
     done, restored = [], []

@@ -151,6 +151,8 @@ def trace_save_restore(
     source: Source, collector: FunctionCollector, root: str
 ) -> list[SaveRestore]:
     """Traces the functions by which an object saves and restores itself through tensors."""
+    if source.node.kind == "variable":  # also a wrapper: the loaded object is a variable itself
+        return []
     if source.by == "saveables":
         return _trace_saveables(source, collector, root)
     return [_trace_tensors(source, collector, root)] if source.by == "tensors" else []
