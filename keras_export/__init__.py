@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from keras_export.errors import ExportError as ExportError
 
 if TYPE_CHECKING:
+    from keras_export.archive import ExportArchive as ExportArchive
     from keras_export.attributes import StrippedAttributes as StrippedAttributes
     from keras_export.attributes import strip_default_attributes as strip_default_attributes
     from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported on first use (PEP 562).
 _HOMES = {
+    "ExportArchive": "keras_export.archive",
     "ExportMixin": "keras_export.mixin",
     "ExportReport": "keras_export.reports",
     "Exporter": "keras_export.exporter",

@@ -32,6 +32,10 @@ from tensorflow.core.protobuf import (
 # `Trackable` is the type that decides what can be saved; there is no public alias.
 from tensorflow.python.trackable.base import Trackable
 
+# An empty object that tracks its attributes: `tf.Module` has `variables` of its own, and
+# `tf.train.Checkpoint` has methods and a counter.
+from tensorflow.python.trackable.autotrackable import AutoTrackable
+
 # The lists, dicts and tuples that attribute assignment wraps are told from objects by this base.
 from tensorflow.python.trackable.data_structures import TrackableDataStructure
 

@@ -38,6 +38,7 @@ _WRITERS = re.compile(
 )
 
 _PUBLIC = [
+    "ExportArchive",
     "ExportError",
     "ExportMixin",
     "ExportReport",
