@@ -1,4 +1,4 @@
-"""`ExportArchive`: endpoints put together by hand, with the methods of `keras.export.ExportArchive`.
+"""`ExportArchive`: endpoints put together by hand, with the methods of Keras's own archive.
 
 In: layers, models and other trackables, and functions that use them. Out: an artifact whose
 loaded object has each endpoint as a method and the variables in lists. The invariant: a refused
@@ -17,7 +17,13 @@ import tensorflow as tf
 from keras_export import keras_models, tracking
 from keras_export import tf_internals as tfi
 from keras_export.assembly import SERVE_KEY
-from keras_export.errors import ArgumentError, ArgumentTypeError, NotTrackableError, failure
+from keras_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NotTrackableError,
+    UntrackedCaptureError,
+    failure,
+)
 from keras_export.exporter import Exporter
 from keras_export.reports import ExportReport
 from keras_export.signatures import DEFAULT_KEY
@@ -63,7 +69,9 @@ class ExportArchive:
         self._tracked: list[Any] = []
         self._lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
         self._endpoints: dict[str, Any] = {}
-        self._collections: dict[str, list[Any]] = {}
+        self._collections: set[str] = set()
+        # Subclasses of Keras's archive reach the exported object by this name.
+        self._tf_trackable = tfi.AutoTrackable()
 
     @property
     def variables(self) -> list[Any]:
@@ -147,6 +155,7 @@ class ExportArchive:
             specs = specs if isinstance(specs, (list, tuple)) else [specs]
             function = tf.function(fn, input_signature=_named(fn, specs), autograph=False)
         self._endpoints[name] = function
+        setattr(self._tf_trackable, name, function)
         return function
 
     def track_and_add_endpoint(
@@ -200,7 +209,9 @@ class ExportArchive:
                 )
         if name in _TAKEN or name in self._endpoints:
             raise ArgumentError(_taken("add the variable collection", name))
-        self._collections[name] = list(variables)
+        unwrapped = [tracking.unwrap_variable(variable, (name,)) for variable in variables]
+        setattr(self._tf_trackable, name, unwrapped)
+        self._collections.add(name)
 
     def write_out(
         self,
@@ -232,8 +243,12 @@ class ExportArchive:
         with tf.device(None):
             traces = {name: _trace_of(function) for name, function in self._endpoints.items()}
         signatures = {DEFAULT_KEY: next(iter(traces.values())), **traces}
-        exporter = Exporter(self._root(traces), signatures, options)
-        report = exporter.write(filepath)
+        self._attach_variables(traces)
+        try:
+            report = Exporter(self._tf_trackable, signatures, options).write(filepath)
+        except UntrackedCaptureError as error:
+            # The user holds an archive: the attribute that the core asks for is not theirs to set.
+            raise UntrackedCaptureError(f"{error} In an archive: `archive.track(...)`.") from error
         if verbose:
             print(report)
         return report
@@ -246,11 +261,10 @@ class ExportArchive:
         if name in _TAKEN or name in self._endpoints or name in self._collections:
             raise ArgumentError(_taken("add the endpoint", name))
 
-    def _root(self, traces: Mapping[str, Any]) -> Any:
-        """The object that is exported: endpoints, lists of variables, tables and files."""
-        root = tfi.AutoTrackable()
-        lists = {**self._lists, **self._collections}
-        for name, variables in lists.items():
+    def _attach_variables(self, traces: Mapping[str, Any]) -> None:
+        """Gives the exported object what its endpoints use: variables, tables and files."""
+        root = self._tf_trackable
+        for name, variables in self._lists.items():
             setattr(root, name, [tracking.unwrap_variable(x, (name,)) for x in variables])
         used = {id(x): x for trace in traces.values() for x in trace.variables}
         root._all_variables = list(used.values())
@@ -259,9 +273,6 @@ class ExportArchive:
             for resource in self._tracked
             for node in tracking.track(resource).of_kind("resource", "asset")
         ]
-        for name, function in self._endpoints.items():
-            setattr(root, name, function)
-        return root
 
 
 def _taken(what: str, name: str) -> str:

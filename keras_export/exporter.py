@@ -84,7 +84,8 @@ def export(
         signatures: replaces the forward pass, as in `save`.
         input_signature: specs for the model's arguments, one each: `tf.TensorSpec`,
             `keras.InputSpec`, KerasTensor or arrays, nested as the argument is.
-        names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does.
+        names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does, with
+            the first dimension of every input free and the dtypes that Keras assumes.
         output_names: names for the outputs, in order, or a map from old to new names.
         include_optimizer: store the optimizer's variables too.
         state_updates: a forward pass that updates variables even in inference (a counter, a

@@ -152,7 +152,8 @@ def forward_of(
     Args:
         model: a built Keras model or layer.
         input_signature: specs that replace the model's own, one per argument.
-        names: `"layers"` for the author's names, `"keras"` for those of `Model.export`.
+        names: `"layers"` for the author's names, `"keras"` for those of `Model.export`, which also
+            frees the first dimension of every input and assumes the dtype of several arguments.
         output_names: names for the results, in their order, or a map from old to new names.
 
     Raises:
@@ -169,7 +170,7 @@ def forward_of(
     elif symbolic is not None:
         arguments, notes = _symbolic_arguments(symbolic, names)
     else:
-        arguments, notes = _recorded_arguments(model)
+        arguments, notes = _recorded_arguments(model, names)
     namer = _symbolic_namer(symbolic, names, notes) if symbolic is not None else _plain_names
     return Forward(
         _inference_call(model, arguments),
@@ -246,7 +247,8 @@ def _as_tensors(results: Any) -> Any:
             x
             if x is None
             or isinstance(x, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor))
-            or hasattr(x, "_type_spec")
+            # A variable has a spec too, but its value is what the caller gets.
+            or (hasattr(x, "_type_spec") and not isinstance(x, tf.Variable))
             else tf.convert_to_tensor(x)
         ),
         results,
@@ -382,7 +384,15 @@ def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ..
     flat = list(tfi.flatten_with_tuple_paths(structure))
     leaf_names = [_input_name(path, tensor, names, notes) for path, tensor in flat]
     specs = tf.nest.map_structure(spec_of, structure)
+    if names == "keras":
+        specs = tf.nest.map_structure(_free_batch, specs)
     return (Argument("inputs", specs, tuple(leaf_names)),), notes
+
+
+def _free_batch(spec: Any) -> Any:
+    if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
+        return spec
+    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, spec.name)
 
 
 def _input_name(path: tuple[Any, ...], tensor: Any, names: str, notes: list[str]) -> str:
@@ -580,10 +590,10 @@ def _merged_spec(first: Any, second: Any) -> Any:
     return tf.TensorSpec(first.shape.most_specific_compatible_shape(second.shape), first.dtype)
 
 
-def _recorded_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
+def _recorded_arguments(model: Any, naming: str) -> tuple[tuple[Argument, ...], list[str]]:
     recorded = _CALLS.get(model) or _traced_call(model)
     if not recorded:
-        return _shape_arguments(model)
+        return _shape_arguments(model, naming)
     notes: list[str] = []
     order = _parameters(model)
     names = sorted(recorded, key=lambda name: order.index(name) if name in order else len(order))
@@ -610,9 +620,11 @@ def _step_traces(step: Any) -> list[Any]:
     return [trace for function in functions for trace in function._list_all_concrete_functions()]
 
 
-def _shape_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
+def _shape_arguments(model: Any, naming: str) -> tuple[tuple[Argument, ...], list[str]]:
     shapes = getattr(model, "_build_shapes_dict", None)
-    if not model.built or not shapes:
+    as_keras = naming == "keras"
+    # A model read from a file has shapes although nobody called it; Keras refuses that.
+    if not model.built or not shapes or (as_keras and not model._called):
         raise ArgumentError(_never_called(model))
     parameters = _parameters(model)
     arguments: list[Argument] = []
@@ -622,11 +634,13 @@ def _shape_arguments(model: Any) -> tuple[tuple[Argument, ...], list[str]]:
         if name not in parameters:
             name = parameters[position]
         arguments.append(_argument(name, _shapes_to_specs(shape, model.input_dtype), notes))
-    if len(arguments) > 1:
+    if len(arguments) > 1 and not as_keras:
         raise ArgumentError(_several_arguments(model, arguments))
-    notes.append(
-        f"dtype assumed: Keras recorded only the shape of {arguments[0].name!r}, so its dtype is "
+    arguments.sort(key=lambda argument: parameters.index(argument.name))
+    notes.extend(
+        f"dtype assumed: Keras recorded only the shape of {argument.name!r}, so its dtype is "
         f"the model's input_dtype, {model.input_dtype}; pass input_signature= to say another"
+        for argument in arguments
     )
     return tuple(arguments), notes
 

@@ -540,3 +540,58 @@ def test_another_backend_is_a_clear_error_at_the_first_use(
     assert isinstance(caught.value, ke.ExportError)
     assert "KERAS_BACKEND=tensorflow" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variable_that_a_model_returns_is_served_as_its_value(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    class Counting(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = self.add_weight(
+                shape=(), initializer="zeros", dtype="int32", trainable=False
+            )
+
+        def call(self, x: Any) -> Any:
+            self.count.assign_add(1)
+            return x, self.count.value
+
+    layer = Counting()
+    layer(tf.ones([2, 3]))
+    report = ke.export(layer, tmp_path / "a")
+    (name,) = report.signatures["serve"].inputs
+    x = np.ones((2, 3), "float32")
+    served = consumers.cpp(tmp_path / "a").signature("serve", **{name: x})
+    assert_same(served, {"output_0": x, "output_1": np.int32(2)})
+
+
+def test_keras_names_free_the_batch_of_a_model_that_was_built_by_its_first_call(
+    tmp_path: Path,
+) -> None:
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model(tf.ones([3, 10]))
+    report = ke.export(model, tmp_path / "a", names="keras")
+    (found,) = report.signatures["serve"].inputs.values()
+    assert found.shape.as_list() == [None, 10]
+
+
+def test_keras_names_assume_the_dtypes_of_several_arguments_but_not_of_a_model_never_called(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    class Difference(keras.Model):
+        def build(self, y_shape: Any, x_shape: Any) -> None:
+            self.built = True
+
+        def call(self, x: Any, y: Any) -> Any:
+            return x - y
+
+    model = Difference()
+    model.build((2, 3), (2, 3))
+    with pytest.raises(ValueError, match="was never called"):
+        ke.export(model, tmp_path / "a", names="keras")
+    x, y = np.full((2, 3), 5, "float32"), np.full((2, 3), 2, "float32")
+    model(x, y)
+    report = ke.export(model, tmp_path / "a", names="keras")
+    assert [note[:13] for note in report.notes] == ["dtype assumed"] * 2
+    assert_same(consumers.everywhere(tmp_path / "a", "serve", x=x, y=y), {"output_0": x - y})
+    assert_same(consumers.tf(tmp_path / "a").call("serve", x, y), x - y)
