@@ -1,26 +1,56 @@
 """Reads an artifact back: what it takes, gives and holds.
 
 In: the directory of a SavedModel, whoever wrote it. Out: a `SavedModelInfo`. The invariant: the
-artifact is parsed and not loaded; nothing of it runs.
+artifact is parsed and not loaded; nothing of it runs, and a local one is read
+without TensorFlow.
 """
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
-
-from keras_export import attributes
-from keras_export import tf_internals as tfi
+from keras_export import protos
+from keras_export.bundles import (
+    OBJECT_GRAPH_KEY,
+    Bundle,
+    BundleEntry,
+    bytes_of,
+    is_file,
+    read_bundle,
+)
 from keras_export.errors import ArgumentError, DamagedFileError, failure
 from keras_export.reports import Signature, format_size
-from keras_export.signatures import INIT_OP_KEY
 
-_OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_INIT_OP_KEY = "__saved_model_init_op"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor that a signature takes or gives.
+
+    Attributes:
+        shape: None for an unknown size; None as a whole for an unknown rank.
+        dtype: its name.
+        kind: `tensor`, `sparse`, or the class of a composite tensor's spec.
+    """
+
+    shape: tuple[int | None, ...] | None
+    dtype: str
+    kind: str = "tensor"
+
+    def __str__(self) -> str:
+        dims = "..."
+        if self.shape is not None:
+            dims = ", ".join("?" if size is None else str(size) for size in self.shape)
+        kind = "" if self.kind == "tensor" else f"{self.kind} "
+        return f"{kind}{self.dtype}[{dims}]"
 
 
 @dataclass(frozen=True)
@@ -85,6 +115,16 @@ class SavedModelInfo:
         lines += [f"  asset: {name}" for name in self.assets]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(signature))}</td></tr>"
+            for key, signature in self.signatures.items()
+        )
+        return (
+            f"<p><b>{html.escape(self.export_dir)}</b></p><table>{rows}</table>"
+            f"<pre>{html.escape(str(self))}</pre>"
+        )
+
 
 def inspect(export_dir: str | os.PathLike[str]) -> SavedModelInfo:
     """Reads what a SavedModel is, without loading it.
@@ -104,112 +144,124 @@ def inspect(export_dir: str | os.PathLike[str]) -> SavedModelInfo:
         (x: float32[?, 3]) -> (y: float32[?, 1])
     """
     path = os.fspath(export_dir)
-    meta_graph, size = _read_graph(path)
+    meta_graph, size = read_graph(path)
     info = meta_graph.meta_info_def
+    bundle = read_bundle(bundle_prefix(path))
     return SavedModelInfo(
         path,
         tuple(info.tags),
         {
-            key: Signature(_specs(proto.inputs), _specs(proto.outputs))
-            for key, proto in sorted(meta_graph.signature_def.items())
-            if key != INIT_OP_KEY
+            entry.key: Signature(_specs(entry.value.inputs), _specs(entry.value.outputs))
+            for entry in sorted(meta_graph.signature_def, key=lambda x: x.key)
+            if entry.key != _INIT_OP_KEY
         },
-        _variables(path),
-        dict(attributes.ops_of(meta_graph.graph_def)),
+        _variables(bundle) if bundle is not None else {},
+        dict(sorted(Counter(node.op for _, node in nodes_of(meta_graph)).items())),
         len(meta_graph.graph_def.library.function),
         tuple(sorted({asset.filename for asset in meta_graph.asset_file_def})),
         info.tensorflow_version,
         size,
-        _fingerprint(path),
+        read_fingerprint(path),
     )
 
 
-def _read_graph(path: str) -> tuple[Any, int]:
-    file = tf.io.gfile.join(path, "saved_model.pb")
-    if not tf.io.gfile.exists(file):
+def bundle_prefix(path: str) -> str:
+    """Where an artifact keeps its variables."""
+    return os.path.join(path, "variables", "variables")
+
+
+def read_graph(path: str) -> tuple[Any, int]:
+    """The first MetaGraph of an artifact and the size of its file in bytes."""
+    file = os.path.join(path, "saved_model.pb")
+    if not is_file(file):
         raise ArgumentError(
             failure(
                 f"inspect {path}", "the directory of a SavedModel", "one without saved_model.pb"
             )
         )
-    content = _bytes_of(file)
+    content = bytes_of(file)
     try:
-        return tfi.saved_model_pb2.SavedModel.FromString(content).meta_graphs[0], len(content)
-    except (tfi.DecodeError, IndexError) as error:
+        return protos.SavedModel.FromString(content).meta_graphs[0], len(content)
+    except (protos.DecodeError, IndexError) as error:
         raise DamagedFileError(
             f"Cannot read {file}: it is damaged or no SavedModel. Export the model again."
         ) from error
 
 
-def _bytes_of(file: str) -> bytes:
-    with tf.io.gfile.GFile(file, "rb") as stream:
-        content: bytes = stream.read()
-        return content
+def nodes_of(meta_graph: Any) -> Iterator[tuple[str, Any]]:
+    """Every node with the name of its function, which is empty for the main graph."""
+    for node in meta_graph.graph_def.node:
+        yield "", node
+    for function in meta_graph.graph_def.library.function:
+        for node in function.node_def:
+            yield function.signature.name, node
 
 
-def _specs(infos: Any) -> dict[str, Any]:
-    return {name: _spec(name, info) for name, info in sorted(infos.items())}
+def _specs(entries: Any) -> dict[str, Any]:
+    return {x.key: _described(x.value) for x in sorted(entries, key=lambda x: x.key)}
 
 
-def _spec(name: str, info: Any) -> Any:
-    if info.WhichOneof("encoding") != "composite_tensor":
-        return tf.TensorSpec(tf.TensorShape(info.tensor_shape), info.dtype, name)
-    proto = info.composite_tensor.type_spec
-    state = list(proto.type_state.tuple_value.values)
-    if len(state) < 2 or not state[0].HasField("tensor_shape_value"):
-        return tf.TensorSpec(None, tf.variant, name)  # a type of the author's own
-    shape, dtype = tf.TensorShape(state[0].tensor_shape_value), state[1].tensor_dtype_value
-    if proto.type_spec_class == type(proto).RAGGED_TENSOR_SPEC:
-        return tf.RaggedTensorSpec(shape, dtype, state[2].int64_value, state[3].tensor_dtype_value)
-    return tf.TensorSpec(shape, dtype, name)
+def _described(info: Any) -> Spec:
+    if not info.HasField("composite_tensor"):
+        kind = "sparse" if info.HasField("coo_sparse") else "tensor"
+        return Spec(protos.shape_of(info.tensor_shape), protos.dtype_name(info.dtype), kind)
+    spec = info.composite_tensor.type_spec
+    shape: tuple[int | None, ...] | None = None
+    dtypes = []
+    for value in _flat(spec.type_state):
+        if value.HasField("tensor_shape_value"):
+            shape = protos.shape_of(value.tensor_shape_value)
+        elif value.tensor_dtype_value:
+            dtypes.append(protos.dtype_name(value.tensor_dtype_value))
+    kind = spec.type_spec_class_name.rsplit(".", 1)[-1]
+    kind = kind.replace("TensorSpec", "").lower() or _KINDS.get(spec.type_spec_class, "composite")
+    return Spec(shape, dtypes[0] if dtypes else "?", kind)
+
+
+# Source: TypeSpecProto.TypeSpecClass in tensorflow/core/protobuf/struct.proto.
+_KINDS = {1: "sparse", 2: "indexed_slices", 3: "ragged", 4: "tensor_array"}
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    yield value
+    for inner in value.tuple_value.values:
+        yield from _flat(inner)
 
 
 def _plain(specs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: {
-            "shape": spec.shape.as_list() if spec.shape.rank is not None else None,
-            "dtype": spec.dtype.name,
+            "shape": list(spec.shape) if spec.shape is not None else None,
+            "dtype": spec.dtype,
+            **({"kind": spec.kind} if spec.kind != "tensor" else {}),
         }
         for name, spec in specs.items()
     }
 
 
-def _variables(path: str) -> dict[str, tuple[tuple[int, ...], str, int]]:
-    prefix = tf.io.gfile.join(path, "variables", "variables")
-    if not tf.io.gfile.exists(f"{prefix}.index"):
-        return {}
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise DamagedFileError(
-            f"Cannot read {prefix}.index: {error}. Export the model again."
-        ) from error
-    dtypes = reader.get_variable_to_dtype_map()
+def _variables(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str, int]]:
     return {
-        key: (tuple(shape), dtypes[key].name, dtypes[key].size * _count(shape))
-        for key, shape in sorted(reader.get_variable_to_shape_map().items())
-        if key != _OBJECT_GRAPH_KEY
+        key: (entry.shape, entry.dtype, _size(entry))
+        for key, entry in sorted(bundle.entries.items())
+        if key != OBJECT_GRAPH_KEY
     }
 
 
-def _count(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _size(entry: BundleEntry) -> int:
+    width = next((size for name, size in protos.DTYPES.values() if name == entry.dtype), 0)
+    return math.prod(entry.shape) * width if width else entry.size
 
 
-def _fingerprint(path: str) -> dict[str, str]:
-    file = tf.io.gfile.join(path, "fingerprint.pb")
-    if not tf.io.gfile.exists(file):
+def read_fingerprint(path: str) -> dict[str, str]:
+    """The fields of `fingerprint.pb` as text; empty without that file."""
+    file = os.path.join(path, "fingerprint.pb")
+    if not is_file(file):
         return {}
     try:
-        proto = tfi.fingerprint_pb2.FingerprintDef.FromString(_bytes_of(file))
-    except tfi.DecodeError as error:
+        proto = protos.Fingerprint.FromString(bytes_of(file))
+    except protos.DecodeError as error:
         raise DamagedFileError(f"Cannot read {file}: it is damaged.") from error
-    return {
-        field.name: str(value) for field, value in proto.ListFields() if field.name != "version"
-    }
+    return {field.name: str(value) for field, value in proto.ListFields()}
 
 
 def to_json(info: SavedModelInfo) -> str:

@@ -89,7 +89,7 @@ def _listed(specs: Mapping[str, Any]) -> str:
 def _spec(spec: Any) -> str:
     shape = getattr(spec, "shape", None)
     dtype = getattr(spec, "dtype", None)
-    if shape is None or dtype is None:
+    if shape is None or dtype is None or isinstance(dtype, str):
         return str(spec)
     dims = "..." if shape.rank is None else ", ".join("?" if d is None else str(d) for d in shape)
     return f"{dtype.name}[{dims}]"

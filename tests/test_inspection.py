@@ -87,17 +87,40 @@ def test_bad_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 2 and "invalid choice" in capsys.readouterr().err
 
 
-def test_a_ragged_output_is_shown_as_what_it_is(tmp_path: Path) -> None:
-    module = tf.Module()
-    module.split = tf.function(
-        lambda x: tf.RaggedTensor.from_row_splits(x, [0, 1, 3]),
-        input_signature=[tf.TensorSpec([3], tf.float32, "x")],
+def test_composite_inputs_are_shown_as_what_they_are(tmp_path: Path) -> None:
+    v1 = tf.compat.v1
+    describe = v1.saved_model.utils.build_tensor_info
+    with v1.Graph().as_default(), v1.Session() as session:
+        words = v1.ragged.placeholder(tf.int64, 1, [])
+        weights = v1.sparse_placeholder(tf.float32, [None, 9])
+        signature = v1.saved_model.signature_def_utils.build_signature_def(
+            {"words": describe(words), "weights": describe(weights)},
+            {"total": describe(tf.reduce_sum(words))},
+        )
+        builder = v1.saved_model.Builder(str(tmp_path / "v1"))
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serve": signature})
+        builder.save()
+    shown = ke.inspect(tmp_path / "v1").signatures["serve"]
+    assert str(shown) == (
+        "(weights: sparse float32[?, 9], words: ragged int64[?, ?]) -> (total: int64[])"
     )
-    ke.save(module, tmp_path / "model", signatures=module.split)
-    info = ke.inspect(tmp_path / "model")
-    (output,) = info.signatures["serving_default"].outputs.values()
-    assert isinstance(output, tf.RaggedTensorSpec)
-    assert output.dtype == tf.float32
-    assert output.shape.rank == 2
-    assert "float32" in str(info)
-    assert info.to_dict()["signatures"]["serving_default"]["outputs"]
+
+
+def test_show_reads_without_tensorflow(exports: dict[str, Path]) -> None:
+    code = (
+        "import sys, keras_export.cli as cli\n"
+        "code = cli.main(['show', sys.argv[1]])\n"
+        "print('tensorflow' in sys.modules, code)"
+    )
+    for path in exports.values():
+        done: Any = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True
+        )
+        assert done.stdout.splitlines()[-1] == "False 0"
+
+
+def test_a_url_is_read_as_the_path_is(exports: dict[str, Path]) -> None:
+    path = exports["ours"]
+    by_url, by_path = ke.inspect(f"file://{path}").to_dict(), ke.inspect(path).to_dict()
+    assert by_url.pop("export_dir") == f"file://{by_path.pop('export_dir')}"
+    assert by_url == by_path and by_path["variables"]

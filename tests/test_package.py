@@ -25,7 +25,8 @@ _ORDER = [
     "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "effects",
     "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables",
     "resources", "metagraph", "reports", "assembly", "publishing", "exporter", "mixin",
-    "callbacks", "archive", "inspection", "verification", "compatibility", "hdf5", "conversion",
+    "callbacks", "archive", "protos", "checksums", "bundles", "inspection",
+    "verification", "compatibility", "hdf5", "conversion",
     "cli", "__main__",
 ]  # fmt: skip
 
