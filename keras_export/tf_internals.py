@@ -174,3 +174,13 @@ def keras_functional_class() -> type:
     from keras.src.models.functional import Functional
 
     return Functional
+
+
+def keras_variable_class() -> type:
+    """The class of every variable that a Keras layer holds.
+
+    In Keras 3.4 `keras.Variable` is a subclass of it, which no layer's variable is of.
+    """
+    from keras.src.backend import Variable
+
+    return Variable

@@ -173,8 +173,8 @@ def unwrap_variable(obj: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def is_keras_variable(obj: Any) -> bool:
-    """Whether `obj` is a `keras.Variable`."""
-    return (keras := _keras()) is not None and isinstance(obj, keras.Variable)
+    """Whether `obj` is a `keras.Variable`, or what a layer of an older Keras holds."""
+    return _keras() is not None and isinstance(obj, tfi.keras_variable_class())
 
 
 def is_keras_layer(obj: Any) -> bool:

@@ -72,7 +72,7 @@ def test_a_later_write_has_the_values_of_its_moment(tmp_path: Path, consumers: C
 
 def test_tables_of_tracked_layers_are_exported(tmp_path: Path, consumers: Consumers) -> None:
     lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
-    lookup.build((None,))
+    lookup(tf.constant(["a"]))
     archive = ke.ExportArchive()
     archive.track(lookup)
     archive.add_endpoint("ids", lambda words: lookup(words), [tf.TensorSpec([None], tf.string)])
