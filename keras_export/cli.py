@@ -8,12 +8,14 @@ needs it, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import keras_export
+from keras_export import commands
 from keras_export.errors import ExportError
 
 _UNREADABLE = 2
@@ -48,17 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("keras-export", description=__doc__.splitlines()[0],
                                      parents=[common])  # fmt: skip
     parser.add_argument("--version", action="version", version=keras_export.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    show = commands.add_parser("show", parents=[common], help="what a SavedModel takes and holds")
-    show.add_argument("artifact", help="directory of the SavedModel")
-    show.add_argument("--json", action="store_true", help="as JSON")
-    show.set_defaults(run=_show)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in commands.NAMES:
+        command = importlib.import_module(f"keras_export.commands.{name}")
+        subparser = subparsers.add_parser(name, parents=[common], help=command.HELP,
+                                          description=command.HELP)  # fmt: skip
+        command.configure(subparser)
+        subparser.set_defaults(run=command.run)
     return parser
-
-
-def _show(options: argparse.Namespace) -> int:
-    from keras_export import inspection
-
-    info = inspection.inspect(options.artifact)
-    print(inspection.to_json(info) if options.json else info)
-    return 0

@@ -19,6 +19,7 @@ _REPOSITORY = _PACKAGE.parent
 _TREES = {
     path.stem: ast.parse(path.read_text(), str(path)) for path in sorted(_PACKAGE.glob("*.py"))
 }
+_COMMANDS = sorted((_PACKAGE / "commands").glob("*.py"))
 
 # A module imports only what stands before it: see DESIGN.md.
 _ORDER = [
@@ -27,7 +28,7 @@ _ORDER = [
     "resources", "metagraph", "reports", "assembly", "publishing", "exporter", "mixin",
     "callbacks", "archive", "protos", "checksums", "bundles", "inspection",
     "verification", "compatibility", "hdf5", "conversion",
-    "cli", "__main__",
+    "commands", "cli", "__main__",
 ]  # fmt: skip
 
 _PRIVATE = re.compile(r"^(tensorflow\.(python|core|compiler|lite)|keras\.src)(\.|$)")
@@ -96,6 +97,13 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
     allowed = set(_ORDER[: _ORDER.index(module)])
     wrong = {name for name in _own_imports(_TREES[module]) if name not in allowed}
     assert wrong == set()
+
+
+@pytest.mark.parametrize("path", _COMMANDS, ids=lambda path: path.stem)
+def test_a_command_uses_only_the_package_and_nothing_private(path: Path) -> None:
+    tree = ast.parse(path.read_text(), str(path))
+    assert [name for name in _imported(tree) if _PRIVATE.match(name)] == []
+    assert {name for name in _own_imports(tree)} <= set(_ORDER[: _ORDER.index("cli")])
 
 
 @pytest.mark.parametrize("module", sorted(set(_TREES) - {"tf_internals"}))
