@@ -103,7 +103,7 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
 def test_a_command_uses_only_the_package_and_nothing_private(path: Path) -> None:
     tree = ast.parse(path.read_text(), str(path))
     assert [name for name in _imported(tree) if _PRIVATE.match(name)] == []
-    assert {name for name in _own_imports(tree)} <= set(_ORDER[: _ORDER.index("cli")])
+    assert set(_own_imports(tree)) <= set(_ORDER[: _ORDER.index("cli")])
 
 
 @pytest.mark.parametrize("module", sorted(set(_TREES) - {"tf_internals"}))
