@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -41,3 +42,19 @@ def seeds() -> None:
 
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(_SEED)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Lists what the tests of the zoo computed about Keras's own export."""
+    rows = {
+        tuple(value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "zoo"
+    }
+    if rows:
+        terminalreporter.section(
+            "kinds of models that keras_export keeps: what Keras makes of them"
+        )
+        for name, outcome in sorted(rows):
+            terminalreporter.write_line(f"{name:42} {outcome}")
