@@ -383,10 +383,23 @@ def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ..
     notes: list[str] = []
     flat = list(tfi.flatten_with_tuple_paths(structure))
     leaf_names = [_input_name(path, tensor, names, notes) for path, tensor in flat]
-    specs = tf.nest.map_structure(spec_of, structure)
+    specs = tf.nest.map_structure(_declared_spec, structure)
     if names == "keras":
         specs = tf.nest.map_structure(_free_batch, specs)
     return (Argument("inputs", specs, tuple(leaf_names)),), notes
+
+
+def _declared_spec(tensor: Any) -> Any:
+    """What the author's `Input` says.
+
+    In Keras 3.4 a layer of mixed precision rewrites the dtype of the tensor that it is called on.
+    """
+    import keras
+
+    spec, declared = spec_of(tensor), tensor._keras_history.operation
+    if isinstance(spec, tf.TensorSpec) and isinstance(declared, keras.layers.InputLayer):
+        return tf.TensorSpec(spec.shape, declared.dtype)
+    return spec
 
 
 def _free_batch(spec: Any) -> Any:
