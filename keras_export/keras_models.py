@@ -379,7 +379,7 @@ def _unbuilt(model: Any) -> str:
 
 
 def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ...], list[str]]:
-    structure = functional.input
+    structure = _without_list_of_one(functional.input)
     notes: list[str] = []
     flat = list(tfi.flatten_with_tuple_paths(structure))
     leaf_names = [_input_name(path, tensor, names, notes) for path, tensor in flat]
@@ -387,6 +387,12 @@ def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ..
     if names == "keras":
         specs = tf.nest.map_structure(_free_batch, specs)
     return (Argument("inputs", specs, tuple(leaf_names)),), notes
+
+
+def _without_list_of_one(structure: Any) -> Any:
+    """`Model([x], y)` is served as `Model(x, y)`, as by Keras: both are called with a tensor."""
+    alone = isinstance(structure, (list, tuple)) and len(structure) == 1
+    return structure[0] if alone and hasattr(structure[0], "_keras_history") else structure
 
 
 def _declared_spec(tensor: Any) -> Any:

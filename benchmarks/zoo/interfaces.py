@@ -35,6 +35,12 @@ def functional_single() -> Any:
     return keras.Model(x, layers.Dense(3, name="y")(layers.Dense(5, "relu")(x)))
 
 
+@kind("x: float32[?, 4] -> y: float32[?, 3]", lambda: (floats(3, 4),))
+def functional_list_of_one() -> Any:
+    x = keras.Input((4,), name="x")
+    return keras.Model([x], [layers.Dense(3, name="y")(x)])
+
+
 @kind(
     "zebra: float32[?, 4], ant: float32[?, 2] -> right: float32[?, 2], left: float32[?, 1]", _pair
 )
