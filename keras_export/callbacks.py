@@ -2,50 +2,42 @@
 
 In: the events of `fit` with their logs. Out: published SavedModels, an `ExportReport` for each.
 The invariant: a model is traced once however often it is exported, whatever stands at a path is
-complete, and a model that was to be ranked and cannot be is not exported.
+complete and holds the weights of one moment, and a model that was to be ranked and cannot be is
+not exported. What the writing thread finds out is told on the thread that trains.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import itertools
-import math
 import numbers
 import os
-import re
-import string
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
-from rich.console import Console
-from rich.text import Text
 
 from keras_export import keras_models, publishing
 from keras_export import tf_internals as tfi
-from keras_export.errors import ArgumentError, ArgumentTypeError, TargetError, failure
+from keras_export.background import Worker
+from keras_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    TargetError,
+    failure,
+)
 from keras_export.exporter import Exporter, Snapshot
+from keras_export.outcomes import Outcomes
+from keras_export.ranking import Ranking
 from keras_export.reports import ExportReport
+from keras_export.templates import Template, listed
 
 _MONITOR = "val_loss"
-_MODES = ("auto", "min", "max")
 _ATTEMPTS = 10  # how often others may take a version number between our look and our rename
-_MAX_VERSION = 2**63 - 1  # TensorFlow Serving reads version numbers as int64
-
-# Words in the names of metrics that nobody compiled, such as those of a custom training step.
-_RISING = re.compile(
-    ".*accuracy|acc|auc|auroc|auprc|precision|recall|sensitivity|specificity|f1|fbeta|fscore|iou|"
-    "dice|r2|bleu|rouge|ndcg|mrr|map|psnr|ssim|similarity|correlation|kappa|mcc"
-)
-_FALLING = re.compile(
-    ".*loss|.*error|err|mse|mae|mape|msle|rmse|rmsle|crossentropy|divergence|perplexity|nll|hinge|"
-    "logcosh|distance|wer|cer|fid|brier"
-)
 
 
 class MissingMetricWarning(UserWarning):
@@ -60,6 +52,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     artifact appears complete or not at all. It holds the model in inference mode, without its
     optimizer. One object may serve several `fit`s: the best value, the count of batches and the
     reports go on.
+
+    Training waits only until the weights of the moment are held by reference; another thread
+    writes them. As long as an export is pending, a weight that training changes is copied by
+    TensorFlow first: each pending export costs the memory of one more set of weights at most. A
+    weight that training updates sparsely, such as a trained `Embedding`, is copied at once. `fit`
+    returns when all exports are complete; if it raises, the program finishes them before it ends.
 
     Args:
         filepath: the path of the artifacts; local, or any scheme of `tf.io.gfile`. It may have
@@ -77,6 +75,10 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         save_freq: `"epoch"`, or after how many batches to export, counted across epochs. With
             `steps_per_execution` it is looked at after each execution.
         initial_value_threshold: with `save_best_only`, the value that the first must beat.
+        background: write in another thread while training goes on.
+        max_pending: how many exports may wait for that thread or be under way in it.
+        when_busy: what a further one does: `"wait"` lets training wait for a place, `"skip"`
+            leaves the export out and counts it.
         signatures: as in `keras_export.export`, like the following.
         input_signature: as in `keras_export.export`.
         names: as in `keras_export.export`.
@@ -84,19 +86,25 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         include_optimizer: as in `keras_export.export`.
         state_updates: as in `keras_export.export`.
         options: `tf.saved_model.SaveOptions`.
-        on_export: called with the report of each export after it is published. What it raises
-            ends the training.
+        on_export: called with the report of each export after it is published, by the thread that
+            wrote it and before `fit` returns. What it raises counts as an error of the export.
+        on_error: `"raise"` ends the training with the first error, at the next event or at the
+            end of training; `"warn"` makes it a `FailedExportWarning`, one for all in a row that
+            fail alike. What was exported before stays as it is either way.
 
     Attributes:
         best: the best monitored value so far, or `initial_value_threshold`; kept for
             `save_best_only` alone.
         reports: an `ExportReport` for each export, with `epoch`, `batch`, `version`, `logs` and
-            `stall_seconds`.
+            `stall_seconds`, the time that training waited for it.
+        skipped: how many exports `when_busy="skip"` left out.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument cannot be used. In `fit`: a placeholder
             names what the logs lack, or `mode="auto"` does not know the metric.
-        ExportError: in `fit`, as in `keras_export.export`; earlier exports stay as they are.
+        ExportError: in `fit`, as in `keras_export.export`. A `TargetError` names the path that
+            cannot be written; a `CheckpointError` the export that failed for another reason,
+            which is its cause.
 
     Example:
         >>> import os, tempfile, keras, numpy as np, keras_export as ke
@@ -122,6 +130,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         save_freq: Literal["epoch"] | int = "epoch",
         initial_value_threshold: float | None = None,
         *,
+        background: bool = True,
+        max_pending: int = 1,
+        when_busy: Literal["wait", "skip"] = "wait",
         signatures: Any = None,
         input_signature: Any = None,
         names: Literal["layers", "keras"] = "layers",
@@ -130,18 +141,24 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         state_updates: Literal["report", "refuse"] = "report",
         options: tf.saved_model.SaveOptions | None = None,
         on_export: Callable[[ExportReport], object] | None = None,
+        on_error: Literal["raise", "warn"] = "raise",
     ):
         super().__init__()
         _refuse_weights_only(save_weights_only)
         _check_on_export(on_export)
+        _check_choice("when_busy", when_busy, ("wait", "skip"))
+        _check_choice("on_error", on_error, ("raise", "warn"))
         self.save_freq = _checked_frequency(save_freq)
-        self._template = _Template(filepath, with_batch=self.save_freq != "epoch")
-        self._ranking = _Ranking(monitor, mode, initial_value_threshold)
+        self._template = Template(filepath, with_batch=self.save_freq != "epoch")
+        self._ranking = Ranking(monitor, mode, initial_value_threshold)
         self.filepath = self._template.text
         self.monitor = monitor
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.reports: list[ExportReport] = []
+        self.skipped = 0
+        # Keras may call the events of batches from other threads then: nothing happens in them.
+        self.async_safe = self.save_freq == "epoch"
         self._export_options: dict[str, Any] = {
             "signatures": signatures,
             "options": options,
@@ -151,7 +168,10 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             "include_optimizer": include_optimizer,
             "state_updates": state_updates,
         }
+        self._when_busy = when_busy
         self._on_export = on_export
+        self._worker = Worker(_count("max_pending", max_pending)) if background else None
+        self._outcomes = Outcomes(on_error)
         self._batches = _BatchCount()
         self._exporter: Exporter | None = None
         self._exporter_model: Any = None
@@ -171,54 +191,88 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._warned = False
-        publishing.check_target(self._template.fixed_folder)
+        self._tell()
+        with self._outcomes.of_a_failure():
+            publishing.check_target(self._template.fixed_folder)
         self._start_recording()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._recorded_model is not None:
             keras_models.stop_recording(self._recorded_model)
             self._recorded_model = None
+        if self._worker is not None:
+            self._worker.wait()
+        self._tell()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
         self._batches.begin_epoch()
+        self._tell()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.save_freq == "epoch":
             return
+        self._tell()
         before = self._batches.total
         self._batches.advance(batch, (self.params or {}).get("steps"))
         if self._batches.total // self.save_freq > before // self.save_freq:
             self._save(self._epoch + 1, self._batches.in_epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._tell()
         if self.save_freq == "epoch":
             self._save(epoch + 1, None, logs)
+
+    # -- on the thread that trains -----------------------------------------------------------------
 
     def _save(self, epoch: int, batch: int | None, logs: Mapping[str, Any] | None) -> None:
         started = time.perf_counter()
         metrics = _as_floats(logs or {})
-        if not self._wanted(metrics):
-            return
-        counts = {"epoch": epoch} if batch is None else {"epoch": epoch, "batch": batch}
-        report = self._write(self._snapshot(), {**metrics, **counts})
-        report = dataclasses.replace(
-            report,
-            epoch=epoch,
-            batch=batch,
-            logs=metrics,
-            stall_seconds=time.perf_counter() - started,
-        )
-        self._published(report)
+        with self._outcomes.of_a_failure():
+            if self._is_wanted(metrics) and self._has_place():
+                self._hand_over(epoch, batch, metrics, started)
+        if self._worker is None:
+            self._tell()
 
-    def _wanted(self, metrics: Mapping[str, float]) -> bool:
+    def _tell(self) -> None:
+        self._outcomes.tell(in_progress=(self.params or {}).get("verbose") == 1)
+
+    def _is_wanted(self, metrics: Mapping[str, float]) -> bool:
         value = metrics.get(self.monitor)
         # Who only ever took the default did not ask for the metric.
         if value is None and (self.save_best_only or self.monitor != _MONITOR):
             self._warn_of_missing(metrics)
         if not self.save_best_only:
             return True
-        return value is not None and self._ranking.is_better(value, self.model)
+        if value is None:
+            return False
+        self._ranking.learn_direction(self.model)
+        return self._ranking.is_better(value)
+
+    def _has_place(self) -> bool:
+        if self._worker is None:
+            return True
+        if self._when_busy == "wait":
+            self._worker.wait_for_place()
+        elif self._worker.is_busy:
+            self.skipped += 1
+            return False
+        return True
+
+    def _hand_over(
+        self, epoch: int, batch: int | None, metrics: Mapping[str, float], started: float
+    ) -> None:
+        counts = {"epoch": epoch} if batch is None else {"epoch": epoch, "batch": batch}
+        values = {**metrics, **counts}
+        self._template.check(values)
+        export = _Export(self._snapshot(), values, epoch, batch, metrics, self._reason(metrics))
+        if self.save_best_only:
+            self._ranking.claim(metrics[self.monitor])
+        export.stall_seconds = time.perf_counter() - started
+        if self._worker is not None:
+            self._worker.submit(lambda: self._finish(export))
+            return
+        self._finish(export, started)
 
     def _warn_of_missing(self, metrics: Mapping[str, float]) -> None:
         if self._warned:
@@ -227,7 +281,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         effect = "; nothing is exported where it is missing" if self.save_best_only else ""
         warnings.warn(
             f"SavedModelCheckpoint monitors {self.monitor!r}, which the logs "
-            f"{self._moment} lack{effect}. They have: {_listed(metrics)}.",
+            f"{self._moment} lack{effect}. They have: {listed(metrics)}.",
             MissingMetricWarning,
             stacklevel=2,
         )
@@ -250,42 +304,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             self._exporter_model = self.model
         return self._exporter.snapshot()
 
-    def _write(self, snapshot: Snapshot, values: Mapping[str, float]) -> ExportReport:
-        if not self._template.is_numbered:
-            return snapshot.write(self._template.filled(values))
-        return self._write_version(snapshot, values, _ATTEMPTS)
-
-    def _write_version(
-        self, snapshot: Snapshot, values: Mapping[str, float], attempts: int
-    ) -> ExportReport:
-        version = 1 + max(self._last_version, *self._template.versions(values), 0)
-        self._last_version = version
-        path = self._template.filled({**values, "version": version})
-        try:
-            return dataclasses.replace(snapshot.write(path, exclusive=True), version=version)
-        except TargetError as error:
-            if error.errno != errno.EEXIST or attempts == 1:
-                raise
-        return self._write_version(snapshot, values, attempts - 1)
-
-    def _published(self, report: ExportReport) -> None:
-        """Takes note of an export that readers can see now."""
-        if self.verbose:
-            self._print(
-                f"Epoch {report.epoch}{self._batch_text(report)}: "
-                f"{self._reason(report)}exported {report.export_dir}"
-            )
-        if self.save_best_only:
-            self._ranking.best = report.logs[self.monitor]
-        self.reports.append(report)
-        if self._on_export is not None:
-            self._on_export(report)
-
-    def _batch_text(self, report: ExportReport) -> str:
-        return "" if report.batch is None else f", batch {report.batch}"
-
-    def _reason(self, report: ExportReport) -> str:
-        value = report.logs.get(self.monitor)
+    def _reason(self, metrics: Mapping[str, float]) -> str:
+        value = metrics.get(self.monitor)
         if value is None:
             return ""
         if not self.save_best_only:
@@ -293,14 +313,67 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         since = "" if self.best is None else f"from {self.best:.5f} "
         return f"{self.monitor} improved {since}to {value:.5f}, "
 
-    def _print(self, line: str) -> None:
-        if (self.params or {}).get("verbose") == 1:
-            print()  # the progress bar has not ended its line
-        console = Console(soft_wrap=True)
-        if console.is_terminal:
-            console.print(Text(line, style="green"))
+    # -- on the thread that writes -----------------------------------------------------------------
+
+    def _finish(self, export: _Export, started: float | None = None) -> None:
+        """Writes and publishes an export, and takes note of what came of it."""
+        published = False
+        try:
+            report = self._write(export)
+            published = True
+            stall = export.stall_seconds if started is None else time.perf_counter() - started
+            self._published(dataclasses.replace(report, stall_seconds=stall), export)
+        except BaseException as error:  # whatever ends a thread would be lost with it
+            self._outcomes.add_error(error, export.path or self.filepath)
+        finally:
+            if self.save_best_only:
+                self._ranking.settle(export.metrics[self.monitor], exported=published)
+
+    def _write(self, export: _Export) -> ExportReport:
+        if self._template.is_numbered:
+            report = self._write_version(export, _ATTEMPTS)
         else:
-            print(line, flush=True)
+            export.path = self._template.filled(export.values)
+            report = export.snapshot.write(export.path)
+        return dataclasses.replace(
+            report, epoch=export.epoch, batch=export.batch, logs=export.metrics
+        )
+
+    def _write_version(self, export: _Export, attempts: int) -> ExportReport:
+        version = 1 + max(self._last_version, *self._template.versions(export.values), 0)
+        self._last_version = version
+        export.path = path = self._template.filled({**export.values, "version": version})
+        try:
+            return dataclasses.replace(export.snapshot.write(path, exclusive=True), version=version)
+        except TargetError as error:
+            if error.errno != errno.EEXIST or attempts == 1:
+                raise
+        return self._write_version(export, attempts - 1)
+
+    def _published(self, report: ExportReport, export: _Export) -> None:
+        """Takes note of an export that readers can see now."""
+        if self.verbose:
+            batch = "" if report.batch is None else f", batch {report.batch}"
+            line = f"Epoch {report.epoch}{batch}: {export.reason}exported {report.export_dir}"
+            self._outcomes.add_line(line)
+        self.reports.append(report)
+        if self._on_export is not None:
+            self._on_export(report)
+        self._outcomes.add_success()
+
+
+@dataclasses.dataclass
+class _Export:
+    """An export on its way: the values of a moment, and what is known of the moment."""
+
+    snapshot: Snapshot
+    values: Mapping[str, float]
+    epoch: int
+    batch: int | None
+    metrics: Mapping[str, float]
+    reason: str
+    path: str | None = None
+    stall_seconds: float = 0.0
 
 
 class _BatchCount:
@@ -322,208 +395,6 @@ class _BatchCount:
         self.in_epoch = ended
 
 
-# -- which model is better -------------------------------------------------------------------------
-
-
-class _Ranking:
-    """Compares values of the monitored metric with the best so far."""
-
-    def __init__(self, monitor: str, mode: str, best: float | None) -> None:
-        if not isinstance(monitor, str):
-            raise _wrong_type("the name of a metric", f"monitor={monitor!r}")
-        if mode not in _MODES:
-            raise _wrong("mode 'auto', 'min' or 'max'", f"mode={mode!r}")
-        self._monitor, self._mode = monitor, mode
-        self.best = _checked_threshold(best)
-
-    def is_better(self, value: float, model: Any) -> bool:
-        rising = self._is_rising(model)
-        if math.isnan(value):
-            return False
-        return self.best is None or (value > self.best if rising else value < self.best)
-
-    def _is_rising(self, model: Any) -> bool:
-        if self._mode == "auto":
-            # Not earlier: the metrics of a model are built in its first step of training.
-            self._mode = _inferred_mode(self._monitor, model)
-        return self._mode == "max"
-
-
-def _inferred_mode(monitor: str, model: Any) -> str:
-    name = monitor.removeprefix("val_")
-    mode = _compiled_mode(name, model) or _mode_by_name(name)
-    if mode is None:
-        raise ArgumentError(
-            failure(
-                "rank models",
-                "a metric whose better direction is known",
-                f"monitor={monitor!r}, mode='auto'",
-                "Pass mode='max' if more is better, or mode='min' if less is.",
-            )
-        )
-    return mode
-
-
-def _compiled_mode(name: str, model: Any) -> str | None:
-    """The direction that a metric of the model declares, if one of that name does."""
-    found = {metric.name: metric for metric in _metrics_of(model) if _direction_of(metric)}
-    # A model with several outputs logs `<output>_<metric>`.
-    fitting = [known for known in found if name == known or name.endswith(f"_{known}")]
-    if not fitting:
-        return None
-    return "max" if _direction_of(found[max(fitting, key=len)]) == "up" else "min"
-
-
-def _metrics_of(model: Any) -> Iterator[Any]:
-    for metric in getattr(model, "metrics", ()):
-        yield from getattr(metric, "metrics", ())  # what `compile` was given, in one container
-        yield metric
-
-
-def _direction_of(metric: Any) -> str | None:
-    # Private, but no public attribute tells it; a release without it leaves us the names.
-    return getattr(metric, "_direction", None)
-
-
-def _mode_by_name(name: str) -> str | None:
-    words = re.split(r"[^a-z0-9]+", name.lower().replace("io_u", "iou"))
-    for word in reversed(words):  # the dice_loss is a loss
-        if _FALLING.fullmatch(word):
-            return "min"
-        if _RISING.fullmatch(word):
-            return "max"
-    return None
-
-
-# -- paths -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placeholder:
-    """A placeholder of a path."""
-
-    name: str
-    spec: str
-    conversion: str | None
-
-    def __str__(self) -> str:
-        conversion = f"!{self.conversion}" if self.conversion else ""
-        return f"{{{self.name}{conversion}{self.spec and ':'}{self.spec}}}"
-
-    def filled(self, value: float) -> str:
-        return format(string.Formatter().convert_field(value, self.conversion), self.spec)
-
-
-class _Template:
-    """A path with placeholders.
-
-    Attributes:
-        text: as it was given.
-        is_numbered: whether it has `{version}`.
-    """
-
-    def __init__(self, filepath: str | os.PathLike[str], *, with_batch: bool) -> None:
-        try:
-            self.text = os.fsdecode(filepath)
-        except TypeError as error:
-            raise _wrong_type("a str or os.PathLike", f"filepath={filepath!r}") from error
-        self._parts = tuple(_parsed(self.text))
-        placeholders = [part for part in self._parts if isinstance(part, _Placeholder)]
-        for placeholder in placeholders:
-            _check_placeholder(placeholder, self.text, with_batch)
-        self.is_numbered = any(placeholder.name == "version" for placeholder in placeholders)
-
-    @property
-    def fixed_folder(self) -> str:
-        """What is above the first placeholder; the path itself where there is none."""
-        literals = list(itertools.takewhile(lambda part: isinstance(part, str), self._parts))
-        head = "".join(map(str, literals))
-        return head if len(literals) == len(self._parts) else _folder_of(head)
-
-    def filled(self, values: Mapping[str, float]) -> str:
-        """The path for the values of a moment.
-
-        Raises:
-            ArgumentError: a placeholder has no value.
-        """
-        return self._joined(lambda placeholder: self._value(placeholder, values))
-
-    def versions(self, values: Mapping[str, float]) -> list[int]:
-        """The version numbers that are taken in the folder of `{version}`."""
-        path = self._joined(lambda x: "\0" if x.name == "version" else self._value(x, values))
-        folder = _folder_of(path.partition("\0")[0])
-        matches = map(self._version_pattern.fullmatch, _names_in(folder))
-        found = [int(match[1]) for match in matches if match]
-        return [number for number in found if number < _MAX_VERSION]
-
-    @property
-    def _version_pattern(self) -> re.Pattern[str]:
-        shape = self._joined(lambda x: "\0" if x.name == "version" else "\1")
-        component = next(part for part in shape.split("/") if "\0" in part)
-        if component == "\0":  # as TensorFlow Serving reads names: ` 5` and `+5` are versions
-            return re.compile(r"\s*\+?([0-9]+)\s*")
-        pattern = re.escape(component).replace("\1", ".*").replace("\0", "([0-9]+)", 1)
-        return re.compile(pattern.replace("\0", "[0-9]+"))
-
-    def _joined(self, text_of: Callable[[_Placeholder], str]) -> str:
-        return "".join(
-            text_of(part) if isinstance(part, _Placeholder) else part for part in self._parts
-        )
-
-    def _value(self, placeholder: _Placeholder, values: Mapping[str, float]) -> str:
-        if placeholder.name not in values:
-            raise ArgumentError(
-                failure(
-                    f"fill in filepath={self.text!r}",
-                    f"the name of a value that there is ({_listed(values)})",
-                    str(placeholder),
-                    "Metrics of validation need validation data, and the end of a batch has none.",
-                )
-            )
-        return placeholder.filled(values[placeholder.name])
-
-
-def _parsed(text: str) -> Iterator[str | _Placeholder]:
-    try:
-        for literal, name, spec, conversion in string.Formatter().parse(text):
-            if literal:
-                yield literal
-            if name is not None:
-                yield _Placeholder(name, spec or "", conversion)
-    except ValueError as error:
-        expected = "placeholders like {epoch}, with {{ and }} for braces"
-        raise _wrong(expected, f"filepath={text!r} ({error})") from error
-
-
-def _check_placeholder(placeholder: _Placeholder, text: str, with_batch: bool) -> None:
-    received = f"{placeholder} in filepath={text!r}"
-    if not placeholder.name or placeholder.name.isdigit():
-        raise _wrong("the name of a value in each placeholder", received)
-    if placeholder.name == "batch" and not with_batch:
-        raise _wrong("{batch} only with an integer save_freq", received)
-    is_count = placeholder.name in ("epoch", "batch", "version")
-    try:
-        filled = placeholder.filled(12345 if is_count else 0.5)
-    except ValueError as error:
-        kind = "an integer" if is_count else "a float"
-        raise _wrong(f"a format for {kind}", f"{received} ({error})") from error
-    if placeholder.name == "version" and filled.lstrip("0") != "12345":
-        raise _wrong("a format that gives digits alone", received)
-    if "/" in filled:
-        raise _wrong("a format that gives a part of a name", received)
-
-
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
-
-
-def _names_in(folder: str) -> list[str]:
-    # A folder that may not be listed: to write exclusively finds a number that is taken, too.
-    with suppress(tf.errors.OpError):
-        return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
-    return []
-
-
 # -- arguments -------------------------------------------------------------------------------------
 
 
@@ -538,36 +409,31 @@ def _refuse_weights_only(save_weights_only: bool) -> None:
 
 def _check_on_export(on_export: Any) -> None:
     if on_export is not None and not callable(on_export):
-        raise _wrong_type("a function of a report", f"on_export={on_export!r}")
+        expected, received = "a function of a report", f"on_export={on_export!r}"
+        raise ArgumentTypeError(failure("set up SavedModelCheckpoint", expected, received))
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        expected = f"{name}={' or '.join(map(repr, choices))}"
+        raise _wrong(expected, f"{name}={value!r}")
 
 
 def _checked_frequency(save_freq: Any) -> Any:
     if save_freq == "epoch":
         return save_freq
-    is_integer = isinstance(save_freq, numbers.Integral) and not isinstance(save_freq, bool)
-    if not is_integer or save_freq < 1:
-        raise _wrong("'epoch' or a positive number of batches", f"save_freq={save_freq!r}")
-    return int(save_freq)
+    return _count("save_freq", save_freq, "'epoch' or a positive number of batches")
 
 
-def _checked_threshold(value: Any) -> float | None:
-    if value is None:
-        return None
-    try:
-        threshold = float(value)
-    except (TypeError, ValueError) as error:
-        raise _wrong_type("a number", f"initial_value_threshold={value!r}") from error
-    if math.isnan(threshold):
-        raise _wrong("a number that can be beaten", f"initial_value_threshold={value!r}")
-    return threshold
+def _count(name: str, value: Any, expected: str = "a positive integer") -> int:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < 1:
+        raise _wrong(expected, f"{name}={value!r}")
+    return int(value)
 
 
 def _wrong(expected: str, received: str, mend: str = "") -> ArgumentError:
     return ArgumentError(failure("set up SavedModelCheckpoint", expected, received, mend))
-
-
-def _wrong_type(expected: str, received: str) -> ArgumentTypeError:
-    return ArgumentTypeError(failure("set up SavedModelCheckpoint", expected, received))
 
 
 def _as_floats(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -577,7 +443,3 @@ def _as_floats(logs: Mapping[str, Any]) -> dict[str, float]:
         with suppress(TypeError, ValueError):
             metrics[name] = float(value)
     return metrics
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(values)) or "nothing"

@@ -17,6 +17,7 @@ working:
     ├── InsideFunctionError      AssertionError  called while a `tf.function` is traced
     ├── GraphModeError           RuntimeError    eager execution is off
     ├── BackendError             RuntimeError    Keras runs on another backend
+    ├── CheckpointError          RuntimeError    an export in the background of training
     ├── MissingAssetError        FileNotFoundError   an asset that is not there
     ├── DamagedFileError         OSError         a file of an artifact that cannot be read
     └── TargetError              OSError         the directory to write to
@@ -84,6 +85,21 @@ class GraphModeError(ExportError, RuntimeError):
 
 class BackendError(ExportError, RuntimeError):
     """Keras runs on another backend than TensorFlow."""
+
+
+class CheckpointError(ExportError, RuntimeError):
+    """An export of a model in training failed; the cause says why.
+
+    Keras raises again `from None` what leaves `fit`; the cause is kept nevertheless.
+    """
+
+    def __init__(self, message: str, cause: BaseException | None = None) -> None:
+        super().__init__(message)
+        self._cause = cause
+
+    @property
+    def __cause__(self) -> BaseException | None:  # type: ignore[override]
+        return self._cause
 
 
 class MissingAssetError(ExportError, FileNotFoundError):

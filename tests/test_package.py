@@ -26,8 +26,8 @@ _ORDER = [
     "tf_internals", "errors", "structures", "tracking", "attributes", "functions", "effects",
     "signatures", "keras_models", "wrappers", "closures", "gradients", "canonical", "variables",
     "resources", "metagraph", "reports", "assembly", "publishing", "exporter", "mixin",
-    "callbacks", "archive", "protos", "checksums", "bundles", "inspection",
-    "verification", "compatibility", "hdf5", "conversion",
+    "background", "outcomes", "ranking", "templates", "callbacks", "archive", "protos",
+    "checksums", "bundles", "inspection", "verification", "compatibility", "hdf5", "conversion",
     "commands", "cli", "__main__",
 ]  # fmt: skip
 
