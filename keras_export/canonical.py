@@ -25,7 +25,8 @@ from keras_export.functions import (
     function_attributes,
     stem_of,
 )
-from keras_export.gradients import MARK, marks
+from keras_export.gradients import marks
+from keras_export.outlining import MARK
 
 # Attributes that start with `_` belong to no op. These say how a graph was built, and no reader of
 # SavedModels was found to need them; every other one stays.

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import closures, structures, wrappers
+from keras_export import closures, outlining, structures, wrappers
 from keras_export import tf_internals as tfi
 from keras_export.errors import GradientError
 from keras_export.functions import (
@@ -25,8 +25,7 @@ from keras_export.functions import (
     FunctionCollector,
     function_name,
 )
-
-MARK = "_gradient_op_type"
+from keras_export.outlining import MARK
 
 # Gradients of gradients: second-order differentiation is the deepest that TensorFlow documents.
 _MAX_ORDER = 2
@@ -45,12 +44,42 @@ class _Group:
         traced: the gradient function of the first of them.
         reads: for each capture, its position among the tensors that the gradient closes over;
             None where the gradient cannot be shared.
-        members: `(op type, function of the op, tensors that its gradient closes over)`.
+        members: the ops.
     """
 
     traced: Any
     reads: list[int] | None
-    members: list[tuple[str, str, list[Any]]]
+    members: list[_Member]
+
+    @property
+    def shared(self) -> bool:
+        """Whether the gradient stands for several ops."""
+        return self.reads is not None and len(self.members) > 1
+
+    def captures_of(self, member: _Member) -> list[Any]:
+        """The tensors that the gradient of a member reads."""
+        if self.reads is None:
+            return list(self.traced.graph.external_captures)
+        return [member.tensors[position] for position in self.reads]
+
+
+@dataclass(eq=False)
+class _Member:
+    """An op with a custom gradient.
+
+    Attributes:
+        op_type: its gradient op type.
+        function: the function that holds it.
+        node: its NodeDef there.
+        op: it in the live graph of the function.
+        tensors: those that its gradient closes over.
+    """
+
+    op_type: str
+    function: str
+    node: Any
+    op: Any
+    tensors: list[Any]
 
 
 def add_gradients(collector: FunctionCollector) -> None:
@@ -68,27 +97,27 @@ def add_gradients(collector: FunctionCollector) -> None:
         groups: dict[Any, _Group] = {}
         seen: set[str] = set()
         for name in names:
-            for node_name, op_type in marks(library.definitions[name]):
+            for node, op_type in marks(library.definitions[name]):
                 if op_type not in library.gradients and op_type not in seen:
                     seen.add(op_type)
-                    _group(collector, groups, name, node_name, op_type)
+                    _group(collector, groups, name, node, op_type)
         for group in groups.values():
             _add_group(collector, group)
         names = [name for name in library.definitions if name not in known]
 
 
-def marks(definition: Any) -> Iterator[tuple[str, str]]:
-    """`(node, gradient op type)` of the nodes with a custom gradient."""
+def marks(definition: Any) -> Iterator[tuple[Any, str]]:
+    """`(NodeDef, gradient op type)` of the nodes with a custom gradient."""
     for node in definition.node_def:
         if MARK in node.attr and node.op not in _CALLS:
-            yield node.name, node.attr[MARK].s.decode()
+            yield node, node.attr[MARK].s.decode()
 
 
 def _group(
     collector: FunctionCollector,
     groups: dict[Any, _Group],
     function: str,
-    node_name: str,
+    node: Any,
     op_type: str,
 ) -> None:
     try:
@@ -98,10 +127,10 @@ def _group(
     graph = collector.library.graphs.get(function)
     if graph is None:
         raise GradientError(
-            f"Cannot export the custom gradient of {node_name!r} in {function!r}: the function has "
+            f"Cannot export the custom gradient of {node.name!r} in {function!r}: the function has "
             "no graph in this process. Export with experimental_custom_gradients=False."
         )
-    op = graph.get_operation_by_name(node_name)
+    op = graph.get_operation_by_name(node.name)
     key, tensors = closures.describe(gradient, op)
     key = op_type if key is None else key
     if key not in groups:
@@ -110,33 +139,70 @@ def _group(
         # One that reads something else as well cannot stand for others.
         groups[key if reads is not None else op_type] = _Group(traced, reads, [])
         key = key if reads is not None else op_type
-    groups[key].members.append((op_type, function, tensors))
+    groups[key].members.append(_Member(op_type, function, node, op, tensors))
 
 
 def _add_group(collector: FunctionCollector, group: _Group) -> None:
-    library = collector.library
     collector.add_definitions(group.traced)
-    if len(group.members) == 1 or group.reads is None:
-        ((op_type, function, _),) = group.members
-        bound = _bound(collector, group.traced, group.traced.graph.external_captures, function)
-        library.functions[bound.name] = bound
-        library.gradients[op_type] = bound.name
-        return
-    for op_type, function, tensors in group.members:
-        captures = [tensors[position] for position in group.reads]
-        inner = _bound(collector, group.traced, captures, function)
-        (specs, _), results = inner.input_signature, inner.output_signature
-        outputs = [x for x in results if x is not None]
-        wrapper = wrappers.wrap(
-            library,
-            inner,
-            "__inference_gradient_of",
-            range(len(specs)),
-            range(len(outputs)),
-            (specs, {}),
-            results,
-        )
-        library.gradients[op_type] = wrapper.name
+    for member in _outline(collector, group):
+        bound = _bound(collector, group.traced, group.captures_of(member), member)
+        if group.shared:
+            _register_wrapper(collector, member, bound)
+        else:
+            _register(collector, member.op_type, bound)
+
+
+def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
+    """Lets one function hold the op of each member that allows it; returns the others."""
+    library, graph = collector.library, group.traced.graph
+    # A value that Python holds, or a variable, is bound to the gradient whoever calls it.
+    passed = [
+        index
+        for index, capture in enumerate(graph.external_captures)
+        if not hasattr(_outermost(collector, capture), "numpy")
+    ]
+    if group.shared and len(passed) < len(graph.external_captures):
+        return group.members
+    region: outlining.Region | None = None
+    remaining = []
+    for member in group.members:
+        captures = group.captures_of(member)
+        read = [captures[index] for index in passed]
+        place = outlining.place_of(library, member.function, member.node, member.op, read)
+        if place is None:
+            remaining.append(member)
+            continue
+        if region is None:
+            region = outlining.add_region(library, place, read, f"{member.op_type}-outlined")
+            for index, name in zip(passed, region.captures, strict=True):
+                captures[index] = graph.internal_captures[index]
+                collector.bind(captures[index], CapturedTensor(region.name, name))
+            bound = _bound(collector, group.traced, captures, member)
+            _register(collector, region.op_type, bound)
+        outlining.call_region(library, region, place)
+    return remaining
+
+
+def _register(collector: FunctionCollector, op_type: str, bound: BoundFunction) -> None:
+    collector.library.functions[bound.name] = bound
+    collector.library.gradients[op_type] = bound.name
+
+
+def _register_wrapper(
+    collector: FunctionCollector, member: _Member, inner: BoundFunction
+) -> None:
+    (specs, _), results = inner.input_signature, inner.output_signature
+    outputs = [x for x in results if x is not None]
+    wrapper = wrappers.wrap(
+        collector.library,
+        inner,
+        "__inference_gradient_of",
+        range(len(specs)),
+        range(len(outputs)),
+        (specs, {}),
+        results,
+    )
+    collector.library.gradients[member.op_type] = wrapper.name
 
 
 def _trace(gradient: Any, op: Any, function: str) -> Any:
@@ -177,16 +243,16 @@ def _placeholder(output: Any, index: int) -> Any:
 
 
 def _bound(
-    collector: FunctionCollector, traced: Any, captures: Sequence[Any], function: str
+    collector: FunctionCollector, traced: Any, captures: Sequence[Any], member: _Member
 ) -> BoundFunction:
     """The traced gradient, reading `captures`."""
-    described = f"the custom gradient in {function!r}"
+    described = f"the custom gradient in {member.function!r}"
     graph = traced.graph
     bindings: list[Binding] = []
     for capture in captures:
-        resolved = _outermost(capture)
+        resolved = _outermost(collector, capture)
         if isinstance(resolved, tf.Tensor) and not hasattr(resolved, "numpy"):
-            bindings.append(_captured(collector, resolved, function))
+            bindings.append(_captured(collector, resolved, member.function))
         else:
             bindings.append(collector.resolve(resolved, traced, described))
     arguments = graph.inputs[: len(graph.inputs) - len(bindings)]
@@ -195,9 +261,11 @@ def _bound(
     return BoundFunction(function_name(traced), bindings, (specs, {}), results, traced)
 
 
-def _outermost(tensor: Any) -> Any:
-    """What a tensor of a graph is a capture of, as far out as it goes."""
+def _outermost(collector: FunctionCollector, tensor: Any) -> Any:
+    """What a tensor of a graph is a capture of, as far out as it goes and is not known."""
     while hasattr(tensor, "graph") and not hasattr(tensor, "numpy"):
+        if collector.binding_of(tensor) is not None:
+            return tensor
         graph = tensor.graph
         outer = _captured_from(graph, tensor)
         if outer is None:

@@ -1,0 +1,182 @@
+"""Moves ops with a custom gradient into functions of their own, one for all ops alike.
+
+In: a function of the library that holds such an op, and the tensors that its gradient reads.
+Out: the op becomes a call of a small function that holds it and takes what the gradient reads as
+arguments, so that one gradient function serves every call. The invariant: a call computes what the
+op computed, and whatever its gradient read is an argument of the function that now holds the op.
+
+Without it each op needs a gradient function of its own, bound to tensors of the function around
+it. A loader makes one graph for each, and can bind none inside of a branch or a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from keras_export import tf_internals as tfi
+from keras_export.functions import FunctionLibrary
+
+# The attribute that names the gradient of an op.
+MARK = "_gradient_op_type"
+
+# What `tf.custom_gradient` marks. Its results have the same names as those of a call.
+_MARKED_OP = "IdentityN"
+
+_STEM = "__inference_with_gradient"
+
+# A graph that a function takes apart cannot pass these on without what it knows of them.
+_HANDLES = (tf.resource, tf.variant)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A function that holds one op with a custom gradient.
+
+    Attributes:
+        name: of the function.
+        op_type: the gradient op type of the op.
+        captures: names of the arguments that the gradient reads, as tensors of a graph.
+    """
+
+    name: str
+    op_type: str
+    captures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An op with a custom gradient, where it stands.
+
+    Attributes:
+        function: name of the function that holds it.
+        node: its NodeDef there.
+        op: it in the live graph of the function.
+        reads: what its gradient reads, as inputs of nodes of the function.
+    """
+
+    function: str
+    node: Any
+    op: Any
+    reads: tuple[str, ...]
+
+
+def place_of(
+    library: FunctionLibrary, function: str, node: Any, op: Any, captures: Sequence[Any]
+) -> Place | None:
+    """Where an op stands; None if it must stay there."""
+    definition = library.definitions[function]
+    # An artifact that is saved again has been through this before.
+    if node.op != _MARKED_OP or len(definition.node_def) == 1:
+        return None
+    reads = [_source(definition, op.graph, tensor) for tensor in captures]
+    if None in reads:
+        return None
+    return Place(function, node, op, tuple(x for x in reads if x is not None))
+
+
+def add_region(
+    library: FunctionLibrary, place: Place, captures: Sequence[Any], op_type: str
+) -> Region:
+    """Adds the function that holds an op like the one at `place`.
+
+    Args:
+        library: gets the function.
+        place: one of the ops that calls of the function replace.
+        captures: the tensors that its gradient reads.
+        op_type: the gradient op type that the op in the function is marked with.
+    """
+    definition = tfi.function_pb2.FunctionDef()
+    definition.signature.name = name = _unused_name(library)
+    inner = definition.node_def.add()
+    inner.CopyFrom(place.node)
+    inner.attr[MARK].s = op_type.encode()
+    del inner.input[:]
+    for index, tensor in enumerate([*place.op.inputs, *captures]):
+        argument = definition.signature.input_arg.add()
+        argument.name = f"x{index}"
+        argument.type = tensor.dtype.as_datatype_enum
+        _set_shapes(definition.arg_attr[index].attr, [tensor])
+        if index < len(place.op.inputs):
+            inner.input.append(argument.name)
+    for index, tensor in enumerate(place.op.outputs):
+        result = definition.signature.output_arg.add()
+        result.name = f"y{index}"
+        result.type = tensor.dtype.as_datatype_enum
+        definition.ret[result.name] = f"{inner.name}:output:{index}"
+    library.definitions[name] = definition
+    first = len(place.op.inputs)
+    arguments = tuple(f"x{first + index}:0" for index in range(len(captures)))
+    return Region(name, op_type, arguments)
+
+
+def call_region(library: FunctionLibrary, region: Region, place: Place) -> None:
+    """Replaces an op by a call of the function that holds one like it."""
+    node, op = place.node, place.op
+    signature = library.definitions[region.name].signature
+    sources = [x for x in node.input if x[0] != "^"]
+    order = [x for x in node.input if x[0] == "^"]
+    node.op = "PartitionedCall"
+    node.attr.clear()
+    node.attr["f"].func.name = region.name
+    node.attr["Tin"].list.type.extend(x.type for x in signature.input_arg)
+    node.attr["Tout"].list.type.extend(x.type for x in signature.output_arg)
+    _set_shapes(node.attr, op.outputs)
+    del node.input[:]
+    node.input.extend([*sources, *place.reads, *order])
+
+
+def _source(definition: Any, graph: Any, tensor: Any) -> str | None:
+    """A tensor of a graph as a node of the graph's FunctionDef takes it; None if none can."""
+    if getattr(tensor, "graph", None) is not graph:
+        tensor = next((inner for outer, inner in graph.captures if outer is tensor), None)
+        if tensor is None:
+            return None
+    if tensor.dtype in _HANDLES:
+        return None
+    if tensor.op.type == "Placeholder":
+        for argument, given in zip(definition.signature.input_arg, graph.inputs, strict=False):
+            if given is tensor:
+                name: str = argument.name
+                return name
+        return None
+    return _result_name(tensor)
+
+
+def _result_name(tensor: Any) -> str | None:
+    """The result of a node as FunctionDefs write it, `node:result:index`.
+
+    Source: tensorflow/core/framework/function.proto, `FunctionDef.node_def`.
+    """
+    op = tensor.op
+    op_def = tfi.op_def_of(op.type)
+    if op_def is None:
+        return None
+    first = 0
+    for result in op_def.output_arg:
+        count = 1
+        if result.number_attr:
+            count = op.get_attr(result.number_attr)
+        elif result.type_list_attr:
+            count = len(op.get_attr(result.type_list_attr))
+        if tensor.value_index < first + count:
+            return f"{op.name}:{result.name}:{tensor.value_index - first}"
+        first += count
+    return None
+
+
+def _set_shapes(attr: Any, tensors: Sequence[Any]) -> None:
+    shapes = attr["_output_shapes"].list
+    shapes.SetInParent()
+    for tensor in tensors:
+        shapes.shape.add().CopyFrom(tensor.shape.as_proto())
+
+
+def _unused_name(library: FunctionLibrary) -> str:
+    number = len(library.definitions)
+    while f"{_STEM}_{number}" in library.definitions:
+        number += 1
+    return f"{_STEM}_{number}"
