@@ -26,7 +26,7 @@ from keras_export.functions import (
     stem_of,
 )
 from keras_export.gradients import marks
-from keras_export.outlining import MARK
+from keras_export.outlining import MARK, set_shapes
 
 # Attributes that start with `_` belong to no op. These say how a graph was built, and no reader of
 # SavedModels was found to need them; every other one stays.
@@ -142,7 +142,7 @@ def _keep_shapes(definition: Any, graph: Any) -> None:
             # A call that was rewritten for gradients has more results than the node declares.
             count = len(node.attr["Tout"].list.type) if "Tout" in node.attr else None
             if op is not None:
-                _set_shapes(node, [x.shape for x in op.outputs][:count])
+                set_shapes(node.attr, [x.shape for x in op.outputs][:count])
 
 
 def _copy_handle_data(definition: Any, graph: Any) -> None:
@@ -158,13 +158,6 @@ def _operation(graph: Any, name: str) -> Any:
         return graph.get_operation_by_name(name)
     except KeyError:
         return None
-
-
-def _set_shapes(node: Any, shapes: Iterable[Any]) -> None:
-    target = node.attr["_output_shapes"].list
-    target.SetInParent()
-    for shape in shapes:
-        target.shape.add().CopyFrom(shape.as_proto())
 
 
 def _move_input_shapes(definition: Any) -> None:

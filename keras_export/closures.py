@@ -3,16 +3,19 @@
 In: a gradient function that `tf.custom_gradient` registered. Out: a key that is equal for
 functions with the same code and the same constants, and the graph tensors that the function
 closes over, in a fixed order. The invariant: what cannot be compared for sure gives no key, and
-is then traced by itself.
+is then traced by itself; of two that differ in shapes the traced definitions decide.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+
+from keras_export.functions import function_attributes
 
 # The function that `tf.custom_gradient` registers ignores the op itself; others may read it.
 _REGISTERING_MODULE = "tensorflow.python.ops.custom_gradient"
@@ -26,26 +29,81 @@ class _Incomparable(Exception):
     """Something whose influence on the gradient is unknown."""
 
 
-def describe(gradient: Any, op: Any) -> tuple[Any, list[Any]]:
+@dataclass(frozen=True)
+class Description:
+    """What a gradient function computes, and from what.
+
+    Attributes:
+        key: equal for those with the same code and constants; None where it must be traced alone.
+        shapes: of the results of the op, then of `tensors`.
+        tensors: those of the graph that the function closes over.
+    """
+
+    key: Any
+    shapes: tuple[str, ...]
+    tensors: list[Any]
+
+
+_UNKNOWN = Description(None, (), [])
+
+
+def describe(gradient: Any, op: Any) -> Description:
     """Describes a gradient function.
 
     Args:
         gradient: what is registered for the op's type.
         op: the op with the custom gradient.
-
-    Returns:
-        The key, or None where the gradient must be traced by itself; and the tensors of the
-        graph that it closes over.
     """
     tensors: list[Any] = []
     if getattr(gradient, "__module__", None) != _REGISTERING_MODULE:
-        return None, tensors
+        return _UNKNOWN
     try:
         key = _function(gradient, tensors, {}, 0)
     except _Incomparable:
-        return None, []
-    outputs = tuple(_tensor_key(output) for output in op.outputs)
-    return (key, outputs), tensors
+        return _UNKNOWN
+    dtypes = tuple(output.dtype for output in op.outputs)
+    shapes = tuple(str(tensor.shape) for tensor in [*op.outputs, *tensors])
+    return Description((key, dtypes), shapes, tensors)
+
+
+def without_shapes(definition: Any, upstream: int) -> bytes | None:
+    """A traced gradient function without the shapes that its graph had.
+
+    Args:
+        definition: its FunctionDef.
+        upstream: how many of its arguments are gradients of results.
+
+    Returns:
+        Bytes that are equal for functions which compute the same for every shape; None where the
+        shapes may matter to what calls it or to what it calls.
+    """
+    stripped = type(definition)()
+    stripped.CopyFrom(definition)
+    del stripped.node_def[:]
+    stripped.signature.name = ""
+    stripped.arg_attr.clear()
+    names: dict[str, str] = {}
+    for index, argument in enumerate(stripped.signature.input_arg):
+        names[argument.name] = argument.name = f"argument{index}"
+    used: set[str] = set()
+    for node in definition.node_def:
+        if function_attributes(node.op) or _is_marked(node):
+            return None
+        copied = stripped.node_def.add()
+        copied.CopyFrom(node)
+        copied.attr.pop("_output_shapes", None)
+        used.update(source.lstrip("^") for source in node.input)
+        for index, source in enumerate(node.input):
+            marker = "^" if source[0] == "^" else ""
+            copied.input[index] = marker + names.get(source.lstrip("^"), source.lstrip("^"))
+    for key, source in definition.ret.items():
+        used.add(source)
+        stripped.ret[key] = names.get(source, source)
+    # Zeros for a result that nothing uses are made with the shape that is known of it.
+    first = [argument.name for argument in definition.signature.input_arg[:upstream]]
+    if sum(name in used for name in first) > 1:
+        return None
+    return bytes(stripped.SerializeToString(deterministic=True))
 
 
 def positions(captures: Sequence[Any], tensors: Sequence[Any]) -> list[int] | None:
@@ -53,6 +111,10 @@ def positions(captures: Sequence[Any], tensors: Sequence[Any]) -> list[int] | No
     known = {id(tensor): index for index, tensor in enumerate(tensors)}
     found = [known.get(id(capture)) for capture in captures]
     return None if None in found else found  # type: ignore[return-value]
+
+
+def _is_marked(node: Any) -> bool:
+    return "_gradient_op_type" in node.attr
 
 
 def _describe(value: Any, tensors: list[Any], seen: dict[int, int], depth: int) -> Any:
@@ -84,11 +146,7 @@ def _tensor(tensor: Any, tensors: list[Any]) -> Any:
         if known is tensor:
             return ("tensor", index)
     tensors.append(tensor)
-    return ("tensor", len(tensors) - 1, *_tensor_key(tensor))
-
-
-def _tensor_key(tensor: Any) -> tuple[Any, str]:
-    return tensor.dtype, str(tensor.shape)
+    return ("tensor", len(tensors) - 1, tensor.dtype)
 
 
 def _function(function: Any, tensors: list[Any], seen: dict[int, int], depth: int) -> Any:

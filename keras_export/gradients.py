@@ -9,7 +9,7 @@ gradient of this artifact, or one that no process has.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from keras_export.functions import (
     BoundFunction,
     CapturedTensor,
     FunctionCollector,
+    FunctionLibrary,
     function_name,
 )
 from keras_export.outlining import MARK
@@ -45,16 +46,29 @@ class _Group:
         reads: for each capture, its position among the tensors that the gradient closes over;
             None where the gradient cannot be shared.
         members: the ops.
+        arguments: specs of what the gradient takes, captures last, that hold for all members.
+        results: a spec, or None, for each result.
+        joined: whether members differ in shapes.
     """
 
     traced: Any
     reads: list[int] | None
     members: list[_Member]
+    arguments: list[tf.TensorSpec]
+    results: list[tf.TensorSpec | None]
+    joined: bool = False
 
     @property
     def shared(self) -> bool:
         """Whether the gradient stands for several ops."""
         return self.reads is not None and len(self.members) > 1
+
+    def join(self, other: _Group) -> None:
+        """Takes in the members of a group with other shapes."""
+        self.members.extend(other.members)
+        self.arguments = [*map(_common_spec, self.arguments, other.arguments)]
+        self.results = [*map(_common_spec, self.results, other.results)]
+        self.joined = True
 
     def captures_of(self, member: _Member) -> list[Any]:
         """The tensors that the gradient of a member reads."""
@@ -73,6 +87,7 @@ class _Member:
         node: its NodeDef there.
         op: it in the live graph of the function.
         tensors: those that its gradient closes over.
+        computation: equal for ops whose gradients have the same code; None if it is unknown.
     """
 
     op_type: str
@@ -80,6 +95,7 @@ class _Member:
     node: Any
     op: Any
     tensors: list[Any]
+    computation: Any
 
 
 def add_gradients(collector: FunctionCollector) -> None:
@@ -101,7 +117,7 @@ def add_gradients(collector: FunctionCollector) -> None:
                 if op_type not in library.gradients and op_type not in seen:
                     seen.add(op_type)
                     _group(collector, groups, name, node, op_type)
-        for group in groups.values():
+        for group in _merged(library, groups):
             _add_group(collector, group)
         names = [name for name in library.definitions if name not in known]
 
@@ -131,21 +147,44 @@ def _group(
             "no graph in this process. Export with experimental_custom_gradients=False."
         )
     op = graph.get_operation_by_name(node.name)
-    key, tensors = closures.describe(gradient, op)
-    key = op_type if key is None else key
+    described = closures.describe(gradient, op)
+    tensors = described.tensors
+    key = op_type if described.key is None else (described.key, described.shapes)
     if key not in groups:
         traced = _trace(gradient, op, function)
         reads = closures.positions(traced.graph.external_captures, tensors)
         # One that reads something else as well cannot stand for others.
-        groups[key if reads is not None else op_type] = _Group(traced, reads, [])
         key = key if reads is not None else op_type
-    groups[key].members.append(_Member(op_type, function, node, op, tensors))
+        collector.add_definitions(traced)
+        groups[key] = _Group(traced, reads, [], *_specs(traced.graph))
+    groups[key].members.append(
+        _Member(op_type, function, node, op, tensors, described.key)
+    )
+
+
+def _merged(library: FunctionLibrary, groups: Mapping[Any, _Group]) -> list[_Group]:
+    """Joins the groups whose gradients do the same for tensors of other shapes."""
+    merged: dict[Any, _Group] = {}
+    for key, group in groups.items():
+        if group.reads is not None and group.members[0].computation is not None:
+            definition = library.definitions[function_name(group.traced)]
+            upstream = len(group.members[0].op.outputs)
+            alike = closures.without_shapes(definition, upstream)
+            if alike is not None:
+                key = (group.members[0].computation, tuple(group.reads), alike)
+        if key in merged:
+            merged[key].join(group)
+            del library.definitions[function_name(group.traced)]
+        else:
+            merged[key] = group
+    return list(merged.values())
 
 
 def _add_group(collector: FunctionCollector, group: _Group) -> None:
-    collector.add_definitions(group.traced)
+    if group.joined:
+        _relax(collector.library.definitions[function_name(group.traced)], group.arguments)
     for member in _outline(collector, group):
-        bound = _bound(collector, group.traced, group.captures_of(member), member)
+        bound = _bound(collector, group, group.captures_of(member), member)
         if group.shared:
             _register_wrapper(collector, member, bound)
         else:
@@ -163,7 +202,7 @@ def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
     ]
     if group.shared and len(passed) < len(graph.external_captures):
         return group.members
-    region: outlining.Region | None = None
+    places: list[outlining.Place] = []
     remaining = []
     for member in group.members:
         captures = group.captures_of(member)
@@ -171,14 +210,18 @@ def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
         place = outlining.place_of(library, member.function, member.node, member.op, read)
         if place is None:
             remaining.append(member)
-            continue
-        if region is None:
-            region = outlining.add_region(library, place, read, f"{member.op_type}-outlined")
-            for index, name in zip(passed, region.captures, strict=True):
-                captures[index] = graph.internal_captures[index]
-                collector.bind(captures[index], CapturedTensor(region.name, name))
-            bound = _bound(collector, group.traced, captures, member)
-            _register(collector, region.op_type, bound)
+        else:
+            places.append(place)
+    if not places:
+        return remaining
+    first = group.members[0]
+    region = outlining.add_region(library, places, f"{first.op_type}-outlined")
+    captures = group.captures_of(first)
+    for index, name in zip(passed, region.captures, strict=True):
+        captures[index] = graph.internal_captures[index]
+        collector.bind(captures[index], CapturedTensor(region.name, name))
+    _register(collector, region.op_type, _bound(collector, group, captures, first))
+    for place in places:
         outlining.call_region(library, region, place)
     return remaining
 
@@ -203,6 +246,25 @@ def _register_wrapper(
         results,
     )
     collector.library.gradients[member.op_type] = wrapper.name
+
+
+def _specs(graph: Any) -> tuple[list[tf.TensorSpec], list[tf.TensorSpec | None]]:
+    arguments = [tf.TensorSpec(x.shape, x.dtype) for x in graph.inputs]
+    return arguments, structures.to_specs(graph.structured_outputs)
+
+
+def _common_spec(one: tf.TensorSpec | None, other: tf.TensorSpec | None) -> tf.TensorSpec | None:
+    if one is None or other is None:
+        return None
+    return tf.TensorSpec(outlining.common_shape([one.shape, other.shape]), one.dtype)
+
+
+def _relax(definition: Any, arguments: Sequence[tf.TensorSpec]) -> None:
+    """Leaves only the shapes that hold for all."""
+    for index, spec in enumerate(arguments):
+        outlining.set_shapes(definition.arg_attr[index].attr, [spec.shape])
+    for node in definition.node_def:
+        node.attr.pop("_output_shapes", None)
 
 
 def _trace(gradient: Any, op: Any, function: str) -> Any:
@@ -243,11 +305,11 @@ def _placeholder(output: Any, index: int) -> Any:
 
 
 def _bound(
-    collector: FunctionCollector, traced: Any, captures: Sequence[Any], member: _Member
+    collector: FunctionCollector, group: _Group, captures: Sequence[Any], member: _Member
 ) -> BoundFunction:
     """The traced gradient, reading `captures`."""
     described = f"the custom gradient in {member.function!r}"
-    graph = traced.graph
+    traced = group.traced
     bindings: list[Binding] = []
     for capture in captures:
         resolved = _outermost(collector, capture)
@@ -255,10 +317,8 @@ def _bound(
             bindings.append(_captured(collector, resolved, member.function))
         else:
             bindings.append(collector.resolve(resolved, traced, described))
-    arguments = graph.inputs[: len(graph.inputs) - len(bindings)]
-    specs = tuple(tf.TensorSpec(x.shape, x.dtype) for x in arguments)
-    results = structures.to_specs(graph.structured_outputs)
-    return BoundFunction(function_name(traced), bindings, (specs, {}), results, traced)
+    specs = tuple(group.arguments[: len(group.arguments) - len(bindings)])
+    return BoundFunction(function_name(traced), bindings, (specs, {}), group.results, traced)
 
 
 def _outermost(collector: FunctionCollector, tensor: Any) -> Any:

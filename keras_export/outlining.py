@@ -11,7 +11,8 @@ it. A loader makes one graph for each, and can bind none inside of a branch or a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,14 @@ class Place:
         function: name of the function that holds it.
         node: its NodeDef there.
         op: it in the live graph of the function.
-        reads: what its gradient reads, as inputs of nodes of the function.
+        captures: the tensors that its gradient reads.
+        reads: the same as inputs of nodes of the function.
     """
 
     function: str
     node: Any
     op: Any
+    captures: tuple[Any, ...]
     reads: tuple[str, ...]
 
 
@@ -75,42 +78,46 @@ def place_of(
     reads = [_source(definition, op.graph, tensor) for tensor in captures]
     if None in reads:
         return None
-    return Place(function, node, op, tuple(x for x in reads if x is not None))
+    return Place(function, node, op, tuple(captures), tuple(x for x in reads if x is not None))
 
 
-def add_region(
-    library: FunctionLibrary, place: Place, captures: Sequence[Any], op_type: str
-) -> Region:
-    """Adds the function that holds an op like the one at `place`.
+def add_region(library: FunctionLibrary, places: Sequence[Place], op_type: str) -> Region:
+    """Adds the function that holds an op like those at `places`.
 
     Args:
         library: gets the function.
-        place: one of the ops that calls of the function replace.
-        captures: the tensors that its gradient reads.
+        places: the ops that calls of the function replace; only their shapes differ.
         op_type: the gradient op type that the op in the function is marked with.
     """
     definition = tfi.function_pb2.FunctionDef()
     definition.signature.name = name = _unused_name(library)
     inner = definition.node_def.add()
-    inner.CopyFrom(place.node)
+    inner.CopyFrom(places[0].node)
+    inner.attr.pop("_output_shapes", None)
     inner.attr[MARK].s = op_type.encode()
     del inner.input[:]
-    for index, tensor in enumerate([*place.op.inputs, *captures]):
+    first = len(places[0].op.inputs)
+    arguments = [[*place.op.inputs, *place.captures] for place in places]
+    for index, tensors in enumerate(zip(*arguments, strict=True)):
         argument = definition.signature.input_arg.add()
         argument.name = f"x{index}"
-        argument.type = tensor.dtype.as_datatype_enum
-        _set_shapes(definition.arg_attr[index].attr, [tensor])
-        if index < len(place.op.inputs):
+        argument.type = tensors[0].dtype.as_datatype_enum
+        set_shapes(definition.arg_attr[index].attr, [common_shape(x.shape for x in tensors)])
+        if index < first:
             inner.input.append(argument.name)
-    for index, tensor in enumerate(place.op.outputs):
+    for index, tensor in enumerate(places[0].op.outputs):
         result = definition.signature.output_arg.add()
         result.name = f"y{index}"
         result.type = tensor.dtype.as_datatype_enum
         definition.ret[result.name] = f"{inner.name}:output:{index}"
     library.definitions[name] = definition
-    first = len(place.op.inputs)
-    arguments = tuple(f"x{first + index}:0" for index in range(len(captures)))
-    return Region(name, op_type, arguments)
+    captures = range(first, len(arguments[0]))
+    return Region(name, op_type, tuple(f"x{index}:0" for index in captures))
+
+
+def common_shape(shapes: Iterable[tf.TensorShape]) -> tf.TensorShape:
+    """The most that is true of all shapes."""
+    return functools.reduce(lambda a, b: a.most_specific_compatible_shape(b), shapes)
 
 
 def call_region(library: FunctionLibrary, region: Region, place: Place) -> None:
@@ -124,7 +131,7 @@ def call_region(library: FunctionLibrary, region: Region, place: Place) -> None:
     node.attr["f"].func.name = region.name
     node.attr["Tin"].list.type.extend(x.type for x in signature.input_arg)
     node.attr["Tout"].list.type.extend(x.type for x in signature.output_arg)
-    _set_shapes(node.attr, op.outputs)
+    set_shapes(node.attr, [x.shape for x in op.outputs])
     del node.input[:]
     node.input.extend([*sources, *place.reads, *order])
 
@@ -168,11 +175,13 @@ def _result_name(tensor: Any) -> str | None:
     return None
 
 
-def _set_shapes(attr: Any, tensors: Sequence[Any]) -> None:
-    shapes = attr["_output_shapes"].list
-    shapes.SetInParent()
-    for tensor in tensors:
-        shapes.shape.add().CopyFrom(tensor.shape.as_proto())
+def set_shapes(attr: Any, shapes: Iterable[tf.TensorShape]) -> None:
+    """Says in the attributes of a node or an argument what its shapes are."""
+    attr.pop("_output_shapes", None)
+    target = attr["_output_shapes"].list
+    target.SetInParent()
+    for shape in shapes:
+        target.shape.add().CopyFrom(shape.as_proto())
 
 
 def _unused_name(library: FunctionLibrary) -> str:
