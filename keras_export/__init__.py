@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from keras_export.attributes import StrippedAttributes as StrippedAttributes
     from keras_export.attributes import strip_default_attributes as strip_default_attributes
     from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
+    from keras_export.compatibility import CompatibilityReport as CompatibilityReport
+    from keras_export.compatibility import check as check
     from keras_export.exporter import Exporter as Exporter
     from keras_export.exporter import Snapshot as Snapshot
     from keras_export.exporter import export as export
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported on first use (PEP 562).
 _HOMES = {
+    "CompatibilityReport": "keras_export.compatibility",
     "ExportArchive": "keras_export.archive",
     "ExportMixin": "keras_export.mixin",
     "ExportReport": "keras_export.reports",
@@ -43,6 +46,7 @@ _HOMES = {
     "Signature": "keras_export.reports",
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
+    "check": "keras_export.compatibility",
     "export": "keras_export.exporter",
     "inspect": "keras_export.inspection",
     "save": "keras_export.exporter",

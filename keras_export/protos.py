@@ -19,19 +19,24 @@ _SCALARS = {
     "bytes": _Field.TYPE_BYTES,
     "fixed32": _Field.TYPE_FIXED32,
     "fixed64": _Field.TYPE_FIXED64,
+    "float": _Field.TYPE_FLOAT,
     "int": _Field.TYPE_INT64,  # also int32 and enums: the same on the wire
     "string": _Field.TYPE_STRING,
     "uint": _Field.TYPE_UINT64,
 }
 
-# Message -> "field=number:type", `*` for a repeated field. Maps are their repeated entries.
+# Message -> "field=number:type", `*` for a repeated field, `?` for one of several of which only one
+# is set (`WhichOneof("value")` names it). Maps are their repeated entries.
 # Sources: tensorflow/core/protobuf/{saved_model,meta_graph,saved_object_graph,tensor_bundle,
 # trackable_object_graph,fingerprint,struct}.proto, tensorflow/core/framework/*.proto.
 _MESSAGES = {
     "SavedModel": "meta_graphs=2:MetaGraph*",
     "MetaGraph": "meta_info_def=1:MetaInfo graph_def=2:Graph saver_def=3:Saver "
     "signature_def=5:SignatureEntry* asset_file_def=6:AssetFile* object_graph_def=7:SavedObjects",
-    "MetaInfo": "tags=4:string* tensorflow_version=5:string",
+    "MetaInfo": "stripped_op_list=2:OpList tags=4:string* tensorflow_version=5:string",
+    "OpList": "op=1:OpDef*",
+    "OpDef": "name=1:string attr=4:AttrDef*",
+    "AttrDef": "name=1:string type=2:string default_value=3:Attr",
     "Saver": "filename_tensor_name=1:string restore_op_name=3:string",
     "SignatureEntry": "key=1:string value=2:Signature",
     "Signature": "inputs=1:TensorEntry* outputs=2:TensorEntry*",
@@ -56,13 +61,17 @@ _MESSAGES = {
     "CheckpointObjects": "nodes=1:CheckpointObject*",
     "CheckpointObject": "children=1:Child* attributes=2:Attribute*",
     "Attribute": "name=1:string full_name=2:string checkpoint_key=3:string",
-    "Graph": "node=1:Node* library=2:Library",
+    "Graph": "node=1:Node* library=2:Library versions=4:Versions",
+    "Versions": "producer=1:int min_consumer=2:int bad_consumers=3:int*",
     "Library": "function=1:Function*",
-    "Function": "signature=1:FunctionName node_def=3:Node*",
-    "FunctionName": "name=1:string",
+    "Function": "signature=1:FunctionName node_def=3:Node* attr=5:AttrEntry*",
+    "FunctionName": "name=1:string input_arg=2:Argument*",
+    "Argument": "name=1:string type=3:int",
     "Node": "name=1:string op=2:string input=3:string* device=4:string attr=5:AttrEntry*",
     "AttrEntry": "key=1:string value=2:Attr",
-    "Attr": "s=2:bytes type=6:int shape=7:Shape tensor=8:Constant",
+    "Attr": "list=1:AttrList? s=2:bytes? i=3:int? f=4:float? b=5:bool? type=6:int? shape=7:Shape? "
+    "tensor=8:Constant? placeholder=9:string? func=10:FunctionName?",
+    "AttrList": "s=2:bytes* i=3:int* f=4:float* b=5:bool* type=6:int* func=9:FunctionName*",
     "Constant": "dtype=1:int tensor_shape=2:Shape string_val=8:bytes*",
     "BundleHeader": "num_shards=1:int endianness=2:int",
     "BundleEntry": "dtype=1:int shape=2:Shape shard_id=3:int offset=4:int size=5:int "
@@ -93,9 +102,13 @@ def _classes() -> dict[str, Any]:
 def _add_field(message: Any, text: str) -> None:
     name, _, rest = text.partition("=")
     number, _, kind = rest.partition(":")
-    repeated = kind.endswith("*")
-    kind = kind.rstrip("*")
+    repeated, exclusive = kind.endswith("*"), kind.endswith("?")
+    kind = kind.rstrip("*?")
     field = message.field.add(name=name, number=int(number))
+    if exclusive:
+        if not message.oneof_decl:
+            message.oneof_decl.add(name="value")
+        field.oneof_index = 0
     field.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
     if kind in _SCALARS:
         field.type = _SCALARS[kind]
@@ -111,6 +124,7 @@ CheckpointObjects = _CLASSES["CheckpointObjects"]
 BundleHeader = _CLASSES["BundleHeader"]
 BundleEntry = _CLASSES["BundleEntry"]
 Fingerprint = _CLASSES["Fingerprint"]
+Attr = _CLASSES["Attr"]
 
 # By number of the enum `DataType` (tensorflow/core/framework/types.proto): name, bytes of an
 # element. Kinds without a fixed size have 0.
@@ -122,7 +136,7 @@ DTYPES = {
     19: ("float16", 2), 20: ("resource", 0), 21: ("variant", 0), 22: ("uint32", 4),
     23: ("uint64", 8), 24: ("float8_e5m2", 1), 25: ("float8_e4m3fn", 1),
     26: ("float8_e4m3fnuz", 1), 27: ("float8_e4m3b11fnuz", 1), 28: ("float8_e5m2fnuz", 1),
-    29: ("int4", 1), 30: ("uint4", 1), 31: ("int2", 1), 32: ("uint2", 1),
+    29: ("int4", 1), 30: ("uint4", 1), 31: ("int2", 1), 32: ("uint2", 1), 33: ("float4_e2m1fn", 1),
 }  # fmt: skip
 
 

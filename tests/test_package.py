@@ -56,6 +56,9 @@ _ORDER = [
     "bundles",
     "inspection",
     "verification",
+    "releases",
+    "layers",
+    "refusals",
     "compatibility",
     "hdf5",
     "conversion",
@@ -73,6 +76,7 @@ _WRITERS = re.compile(
 )
 
 _PUBLIC = [
+    "CompatibilityReport",
     "ExportArchive",
     "ExportError",
     "ExportMixin",
@@ -87,6 +91,7 @@ _PUBLIC = [
     "Snapshot",
     "StrippedAttributes",
     "__version__",
+    "check",
     "export",
     "inspect",
     "save",

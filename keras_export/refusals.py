@@ -1,0 +1,508 @@
+"""What a TensorFlow release has against a graph.
+
+In: a MetaGraph, as `protos` describes it, and a `Release`. Out: `Finding`s. The invariant: a
+finding is what a loader of that release does, and not what it might do.
+
+Two readers differ. Python's `tf.saved_model.load` imports every function of the library and
+ignores the main graph; the C++ loader, as in TensorFlow Serving, takes the main graph with the
+functions that it reaches and ignores the others. Neither refuses an attribute that it does not
+know: it leaves it out, and what the attribute meant is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from keras_export import protos, releases
+from keras_export.layers import Layers
+from keras_export.releases import Op, Release
+
+PYTHON, CPP = "python", "c++"
+REFUSED, IGNORED = "refused", "ignored"
+
+_MOST_TEXT = 60
+
+# Attributes that change neither values nor shapes: names, hints for gradients, threads.
+_HINTS = frozenset(
+    {
+        "debug_name",
+        "force_synchronous",
+        "grad_a",
+        "grad_b",
+        "grad_x",
+        "grad_y",
+        "sparse_gradient",
+        "use_unbounded_threadpool",
+    }
+)
+
+# Replaced by others before anything runs.
+_REWRITTEN = frozenset({"AccumulateNV2"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in an artifact that a consumer lacks.
+
+    Attributes:
+        problem: `op`, `attribute`, `dtype`, `value`, `kernel`, `device` or `version`.
+        subject: the op, `Op.attribute`, or what else it is about.
+        effect: `refused`, the consumer fails; `ignored`, it loads, and the meaning is lost.
+        message: what is wrong, and what the consumer has instead.
+        remedy: what to do.
+        readers: whom it concerns: `python`, `c++`.
+        releases: and in which releases.
+        function: where the first node stands; empty for the main graph.
+        node: its name.
+        layer: the layer that it belongs to, or the last one before it, as far as names tell.
+        count: how many nodes are like it.
+    """
+
+    problem: str
+    subject: str
+    effect: str
+    message: str
+    remedy: str
+    readers: tuple[str, ...]
+    releases: tuple[str, ...]
+    function: str = ""
+    node: str = ""
+    layer: str = ""
+    count: int = 1
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
+        parts = [f"near layer {self.layer}"] if self.layer else []
+        if self.node:
+            parts.append(f"node {self.node}")
+            parts.append(f"function {self.function}" if self.function else "main graph")
+        more = f" and {self.count - 1} more" if self.count > 1 else ""
+        return ", ".join(parts) + more
+
+    def __str__(self) -> str:
+        who = "" if len(self.readers) > 1 else f" ({self.readers[0]} only)"
+        where = f" [{self.place}]" if self.place else ""
+        return f"{self.effect}{who}: {self.message}{where} {self.remedy}"
+
+
+# -- what a graph consists of ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Nodes of one op with the same attributes.
+
+    Attributes:
+        op: their op.
+        attributes: as messages, by name.
+        device: where they must run; mostly empty.
+    """
+
+    op: str
+    attributes: Mapping[str, Any]
+    device: str
+
+
+@dataclass
+class _Places:
+    """Where nodes of a kind stand, apart by who meets them; `run` if a kernel runs them."""
+
+    python: list[tuple[str, Any]] = field(default_factory=list)
+    cpp: list[tuple[str, Any]] = field(default_factory=list)
+    run: list[tuple[str, Any]] = field(default_factory=list)
+
+    def of(self, problem: _Problem) -> list[tuple[str, list[tuple[str, Any]]]]:
+        """Who meets a problem at which nodes."""
+        if problem.problem == "device":  # Python places softly
+            return [(CPP, self.run)]
+        if problem.at_run:
+            return [(PYTHON, self.run), (CPP, self.run)]
+        return [(PYTHON, self.python), (CPP, self.cpp)]
+
+
+class Graph:
+    """A MetaGraph by kinds of nodes."""
+
+    def __init__(self, meta_graph: Any) -> None:
+        self.meta_graph = meta_graph
+        self.library = {f.signature.name: f for f in meta_graph.graph_def.library.function}
+        reached = self._reached()
+        self.kinds: dict[Any, tuple[_Kind, _Places]] = {}
+        for name, nodes in self._bodies():
+            for node in nodes:
+                if node.op in self.library:
+                    continue
+                places = self._places_of(node)
+                if name:
+                    places.python.append((name, node))
+                if name in reached:
+                    places.cpp.append((name, node))
+                    if reached[name]:
+                        places.run.append((name, node))
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Which layer a node belongs to."""
+        return Layers(self.meta_graph)
+
+    @cached_property
+    def own_defaults(self) -> dict[tuple[str, str], bytes]:
+        """Defaults of attributes that the artifact's own list of ops gives."""
+        return {
+            (op.name, attr.name): _bytes(attr.default_value)
+            for op in self.meta_graph.meta_info_def.stripped_op_list.op
+            for attr in op.attr
+            if attr.HasField("default_value")
+        }
+
+    def _bodies(self) -> Iterator[tuple[str, Any]]:
+        yield "", self.meta_graph.graph_def.node
+        for name, function in self.library.items():
+            yield name, function.node_def
+
+    def _places_of(self, node: Any) -> _Places:
+        attributes = {x.key: x.value for x in node.attr if not x.key.startswith("_")}
+        values = (
+            (name, _bytes(x))
+            for name, x in attributes.items()
+            if x.WhichOneof("value") not in ("tensor", "func", "shape")
+        )
+        key = (node.op, tuple(sorted(values)), tuple(sorted(attributes)), node.device)
+        if key not in self.kinds:
+            self.kinds[key] = (_Kind(node.op, attributes, node.device), _Places())
+        return self.kinds[key][1]
+
+    def _reached(self) -> dict[str, bool]:
+        """The functions that the main graph reaches, `""` too -> whether kernels run them."""
+        found: dict[str, bool] = {}
+        waiting = [("", self.meta_graph.graph_def.node, True)]
+        while waiting:
+            name, nodes, runs = waiting.pop()
+            if found.get(name, False) or (name in found and not runs):
+                continue
+            found[name] = runs
+            for node in nodes:
+                compiled = _is_compiled(node.attr)
+                for callee in self._callees(node):
+                    function = self.library[callee]
+                    kernels = runs and not compiled and not _is_compiled(function.attr)
+                    waiting.append((callee, function.node_def, kernels))
+        return found
+
+    def _callees(self, node: Any) -> Iterator[str]:
+        if node.op in self.library:
+            yield node.op
+        for entry in node.attr:
+            functions = [entry.value.func, *entry.value.list.func]
+            yield from (x.name for x in functions if x.name in self.library)
+
+
+def _is_compiled(attributes: Iterable[Any]) -> bool:
+    """Whether XLA makes the code: it needs no kernels."""
+    return any(x.key == "_XlaMustCompile" and x.value.b for x in attributes)
+
+
+def _bytes(message: Any) -> bytes:
+    content: bytes = message.SerializeToString(deterministic=True)
+    return content
+
+
+# -- what a release makes of it -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What one release has against nodes of one kind."""
+
+    problem: str
+    subject: str
+    effect: str
+    message: str
+    remedy: str
+    at_run: bool = False
+
+
+def findings_of(graph: Graph, release: Release) -> Iterator[Finding]:
+    """What one release has against a graph, one finding for nodes that are alike."""
+    yield from _version_findings(graph.meta_graph.graph_def.versions, release)
+    for kind, places in graph.kinds.values():
+        for problem in _problems(kind, graph, release):
+            concerned = [(reader, where) for reader, where in places.of(problem) if where]
+            if not concerned:
+                continue
+            function, node = concerned[0][1][0]
+            yield Finding(
+                problem.problem, problem.subject, problem.effect, problem.message, problem.remedy,
+                tuple(reader for reader, _ in concerned), (release.name,), function, node.name,
+                graph.layers.of(function, node), max(len(where) for _, where in concerned),
+            )  # fmt: skip
+
+
+def _version_findings(versions: Any, release: Release) -> Iterator[Finding]:
+    # Python's loader makes graphs of its own and does not look at these.
+    expected = ""
+    if versions.min_consumer > release.producer:
+        expected = f"a consumer of GraphDef version {versions.min_consumer} at least"
+    elif release.producer in versions.bad_consumers:
+        expected = "any other consumer"
+    elif versions.producer < release.min_producer:
+        expected = f"not the producer {versions.producer}, which is too old"
+    if expected:
+        yield Finding(
+            "version", "graph_def.versions", REFUSED,
+            f"The graph asks for {expected}; TensorFlow {release.name} is {release.producer}.",
+            "Export it again, or deploy on another TensorFlow.", (CPP,), (release.name,),
+        )  # fmt: skip
+
+
+def _problems(kind: _Kind, graph: Graph, release: Release) -> Iterator[_Problem]:
+    op = release.ops.get(kind.op)
+    if op is None:
+        yield _unknown_op(kind.op, release)
+        return
+    if op.deprecated and op.deprecated <= graph.meta_graph.graph_def.versions.producer:
+        yield _Problem(
+            "op", kind.op, REFUSED,
+            f"The op {kind.op} was removed from graphs of version {op.deprecated} on.",
+            f"Use {_listed(release.relatives(kind.op)) or 'another op'}.",
+        )  # fmt: skip
+    problems = list(_attribute_problems(kind, op, graph, release))
+    yield from problems
+    if not any(x.effect == REFUSED for x in problems):
+        yield from _run_problems(kind, op, release)
+
+
+def _unknown_op(op: str, release: Release) -> _Problem:
+    having = [name for name, other in releases.known().items() if op in other.ops]
+    relatives = release.relatives(op)
+    instead = f"; it has {_listed(relatives)}" if relatives else ""
+    if not having:
+        return _Problem(
+            "op", op, REFUSED, f"No TensorFlow that is known has the op {op}.",
+            "Load the library that registers it before the model (`tf.load_op_library`, or "
+            "link it into the server), or export without what needs it.",
+        )  # fmt: skip
+    return _Problem(
+        "op", op, REFUSED, f"TensorFlow {release.name} has no op {op}{instead}.",
+        f"Deploy on TensorFlow {span(having)}, or export without what needs it.",
+    )  # fmt: skip
+
+
+def _attribute_problems(
+    kind: _Kind, op: Op, graph: Graph, release: Release
+) -> Iterator[_Problem]:
+    unknown = [name for name in kind.attributes if name not in op.attributes]
+    for name in sorted(unknown):
+        problem = _unknown_attribute(kind, name, graph, release)
+        if problem is not None:
+            yield problem
+    for name, attribute in op.attributes.items():
+        value = kind.attributes.get(name)
+        subject = f"{kind.op}.{name}"
+        if value is None:
+            if attribute.default is None:
+                yield _Problem(
+                    "attribute", subject, REFUSED,
+                    f"TensorFlow {release.name} has no default for {subject}, which is missing.",
+                    f"Deploy on a TensorFlow that has one, or write {name} into the graph.",
+                )  # fmt: skip
+        elif value.WhichOneof("value") != "placeholder":
+            yield from _value_problems(subject, attribute, value, release)
+
+
+def _unknown_attribute(
+    kind: _Kind, name: str, graph: Graph, release: Release
+) -> _Problem | None:
+    value, subject = kind.attributes[name], f"{kind.op}.{name}"
+    having = [
+        other
+        for other in releases.known().values()
+        if kind.op in other.ops and name in other.ops[kind.op].attributes
+    ]
+    default = graph.own_defaults.get((kind.op, name))
+    if having:
+        default = having[-1].ops[kind.op].attributes[name].default
+    if name in _HINTS or (default is not None and _same(value, default)):
+        return None
+    here = release.ops[kind.op]
+    wrong = _other_tensors(kind, here, having[-1].ops[kind.op]) if having else ""
+    what = f"TensorFlow {release.name} does not know {subject}={_text(value)}"
+    since = f"TensorFlow {span([x.name for x in having])}" if having else "one that does"
+    remedy = f"Deploy on {since}, or export without it."
+    if wrong:
+        return _Problem("attribute", subject, REFUSED, f"{what} and {wrong}.", remedy)
+    message = f"{what}: it leaves the attribute out, and computes as if it were not there."
+    return _Problem("attribute", subject, IGNORED, message, remedy)
+
+
+def _other_tensors(kind: _Kind, here: Op, there: Op) -> str:
+    """What an op takes or gives that the node was not made for."""
+    for verb, ours, theirs in (
+        ("takes", here.inputs, there.inputs),
+        ("gives", here.outputs, there.outputs),
+    ):
+        had = _dtypes(ours, here, kind.attributes)
+        wanted = _dtypes(theirs, there, kind.attributes)
+        if had != wanted:
+            return f"{verb} {_listed(had)}, not {_listed(wanted)}"
+    return ""
+
+
+def _dtypes(arguments: Sequence[str], op: Op, attributes: Mapping[str, Any]) -> list[str]:
+    found = []
+    for argument in arguments:
+        name, _, number = argument.rstrip("&").partition("*")
+        if name.isdigit():
+            found.append(protos.dtype_name(int(name)) + (f" {number} times" if number else ""))
+            continue
+        value = _value_of(name, op, attributes)
+        found.extend(protos.dtype_name(x) for x in _types(value))
+    return found
+
+
+def _value_of(name: str, op: Op, attributes: Mapping[str, Any]) -> Any:
+    if name in attributes:
+        return attributes[name]
+    return protos.Attr.FromString(op.attributes[name].default or b"")
+
+
+def _types(value: Any) -> list[int]:
+    return [value.type] if value.WhichOneof("value") == "type" else list(value.list.type)
+
+
+def _value_problems(
+    subject: str, attribute: releases.Attribute, value: Any, release: Release
+) -> Iterator[_Problem]:
+    if attribute.kind in ("type", "list(type)"):
+        for number in _types(value):
+            dtype = protos.dtype_name(number)
+            if number not in release.dtypes:
+                yield _Problem(
+                    "dtype", subject, REFUSED, f"TensorFlow {release.name} has no dtype {dtype}.",
+                    f"Cast to another dtype in the model, or deploy on {_with_dtype(number)}.",
+                )  # fmt: skip
+            elif attribute.allowed is not None and number not in attribute.allowed:
+                allowed = _listed(map(protos.dtype_name, attribute.allowed))
+                yield _Problem(
+                    "dtype", subject, REFUSED,
+                    f"In TensorFlow {release.name}, {subject} cannot be {dtype}, but {allowed}.",
+                    "Cast to one of these in the model.",
+                )  # fmt: skip
+    elif attribute.allowed is not None:
+        texts = [value.s] if value.WhichOneof("value") == "s" else list(value.list.s)
+        for text in (x.decode(errors="replace") for x in texts):
+            if text not in attribute.allowed:
+                yield _Problem(
+                    "value", subject, REFUSED,
+                    f"In TensorFlow {release.name}, {subject} cannot be {text!r}, but "
+                    f"{_listed(map(repr, attribute.allowed))}.",
+                    "Use one of these in the model.",
+                )  # fmt: skip
+    is_number = value.WhichOneof("value") == "i"
+    if attribute.minimum is not None and is_number and value.i < attribute.minimum:
+        yield _Problem(
+            "value", subject, REFUSED,
+            f"In TensorFlow {release.name}, {subject} is {attribute.minimum} at least, not "
+            f"{value.i}.",
+            "Use a larger one in the model.",
+        )  # fmt: skip
+
+
+def _with_dtype(number: int) -> str:
+    having = [name for name, release in releases.known().items() if number in release.dtypes]
+    return f"TensorFlow {span(having)}" if having else "a TensorFlow that has it"
+
+
+def _run_problems(kind: _Kind, op: Op, release: Release) -> Iterator[_Problem]:
+    if kind.device and "CPU" not in kind.device.upper() and ":" in kind.device:
+        yield _Problem(
+            "device", kind.device, REFUSED,
+            f"A node must run on {kind.device}, which a consumer without it cannot.",
+            "Export it again with keras_export outside of `tf.device`, or allow soft placement.",
+        )  # fmt: skip
+    if op.only_on_gpu:
+        yield _Problem(
+            "kernel", kind.op, REFUSED, f"The op {kind.op} has kernels for GPUs only.",
+            "Export a portable form of the layer, or deploy on a GPU.", at_run=True,
+        )  # fmt: skip
+    elif not op.kernels and kind.op not in _REWRITTEN:
+        yield _Problem(
+            "kernel", kind.op, REFUSED,
+            f"TensorFlow {release.name} has no CPU kernel for {kind.op} at all.",
+            "Compile the function with `jit_compile=True` if XLA knows the op, or export without "
+            "what needs it.", at_run=True,
+        )  # fmt: skip
+    elif op.kernels and not any(_runs(kernel, kind, op) for kernel in op.kernels):
+        chosen = sorted({name for kernel in op.kernels for name in kernel})
+        given = ", ".join(f"{x}={_text(_value_of(x, op, kind.attributes))}" for x in chosen)
+        yield _Problem(
+            "kernel", kind.op, REFUSED,
+            f"TensorFlow {release.name} has no CPU kernel for {kind.op} with {given}.",
+            f"Cast to another dtype in the model{_with_kernel(kind)}.", at_run=True,
+        )  # fmt: skip
+
+
+def _with_kernel(kind: _Kind) -> str:
+    having = [
+        name
+        for name, release in releases.known().items()
+        if (op := release.ops.get(kind.op)) and any(_runs(x, kind, op) for x in op.kernels)
+    ]
+    return f", or deploy on TensorFlow {span(having)}" if having else ""
+
+
+def _runs(kernel: Mapping[str, frozenset[Any]], kind: _Kind, op: Op) -> bool:
+    return all(
+        _taken(_value_of(name, op, kind.attributes), allowed) for name, allowed in kernel.items()
+    )
+
+
+def _taken(value: Any, allowed: frozenset[Any]) -> bool:
+    which = value.WhichOneof("value")
+    if which in ("type", "list"):
+        return all(number in allowed for number in _types(value))
+    if which in ("s", "i", "b"):
+        given = value.s.decode(errors="replace") if which == "s" else getattr(value, which)
+        return str(given) in allowed
+    return True
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def _same(value: Any, default: bytes) -> bool:
+    return _bytes(value) == _bytes(protos.Attr.FromString(default))
+
+
+def _text(value: Any) -> str:
+    which = value.WhichOneof("value")
+    if which == "type":
+        return protos.dtype_name(value.type)
+    if which == "s":
+        return repr(value.s.decode(errors="replace"))[:_MOST_TEXT]
+    if which == "list":
+        items = [*map(protos.dtype_name, value.list.type), *value.list.i, *value.list.s]
+        return f"[{_listed(items)}]"[:_MOST_TEXT]
+    return str(getattr(value, which))[:_MOST_TEXT] if which else "nothing"
+
+
+def _listed(items: Iterable[Any]) -> str:
+    return ", ".join(map(str, items))
+
+
+def span(names: Sequence[str]) -> str:
+    """`2.12 to 2.15`, `2.16 or newer`."""
+    known = list(releases.known())
+    if len(names) == 1:
+        return names[0] if names[0] != known[-1] else f"{names[0]} or newer"
+    if list(names) == known[-len(names) :]:
+        return f"{names[0]} or newer"
+    if list(names) == known[known.index(names[0]) :][: len(names)]:
+        return f"{names[0]} to {names[-1]}"
+    return _listed(names)
+
+
