@@ -65,13 +65,16 @@ def pictures(model: keras.Model) -> np.ndarray:
 
 def in_a_graph(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """What the live model gives when TensorFlow may choose the kernels as it does for artifacts."""
-    return np.asarray(tf.function(model, autograph=False)(x, training=False))
+    (inputs,) = model.inputs
+    spec = tf.TensorSpec(inputs.shape, inputs.dtype)  # with its batch size the kernels may change
+    function = tf.function(lambda x: model(x, training=False), [spec], autograph=False)
+    return np.asarray(function(x))
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
-    """To the last bits of the largest value: another process may choose other kernels."""
-    assert np.isfinite(expected).all()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    """Other kernels, or the same ones fused, differ in the last bit here and there."""
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert error <= 1e-6, f"relative error {error}"
 
 
 def assert_round_trip(model: keras.Model, folder: Path, consumers: Consumers) -> None:
@@ -79,6 +82,7 @@ def assert_round_trip(model: keras.Model, folder: Path, consumers: Consumers) ->
     (name,) = report.signatures["serve"].inputs
     x = pictures(model)
     expected = in_a_graph(model, x)
+    assert np.isfinite(expected).all()
     assert np.ptp(expected) > 0
     by_python = consumers.tf(folder).signature("serving_default", **{name: x})
     by_cpp = consumers.cpp(folder).signature("serving_default", **{name: x})
