@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import keras_models, tracking
+from keras_export import keras_models, portability, tracking
 from keras_export import tf_internals as tfi
 from keras_export.assembly import SERVE_KEY
 from keras_export.errors import (
@@ -240,7 +240,7 @@ class ExportArchive:
                 "Cannot write the archive: it has no endpoint. Add one: "
                 f"`archive.add_endpoint({SERVE_KEY!r}, model.call, input_signature=[...])`."
             )
-        with tf.device(None):
+        with tf.device(None), portability.portable_kernels(*self._tracked):
             traces = {name: _trace_of(function) for name, function in self._endpoints.items()}
         signatures = {DEFAULT_KEY: next(iter(traces.values())), **traces}
         self._attach_variables(traces)

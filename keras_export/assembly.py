@@ -25,6 +25,7 @@ from keras_export import (
     gradients,
     keras_models,
     metagraph,
+    portability,
     resources,
     signatures,
     tracking,
@@ -99,7 +100,7 @@ def assemble(request: ExportRequest) -> Plan:
     options = _checked_options(request.options)
     _refuse_context()
     _refuse_untrackable(request.obj)
-    with _COLLECTOR.paused():
+    with _COLLECTOR.paused(), _portable(request.obj):
         return _assemble(request, options)
 
 
@@ -122,6 +123,8 @@ def _assemble_tracked(
     started: float,
 ) -> Plan:
     signatures.refuse_reserved_attribute(tracked, root)
+    if tracking.uses_keras():
+        keras_models.refuse_torch(tracked, root)
     found = _find_signatures(request, tracked)
     if found.endpoint is not None and found.endpoint.built_model:
         tracked = _track(request)
@@ -138,6 +141,11 @@ def _assemble_tracked(
         contents.debug_info,
         tracked,
     )
+
+
+def _portable(obj: Any) -> contextlib.AbstractContextManager[None]:
+    # A program that never imported Keras has no layer to trace.
+    return portability.portable_kernels(obj) if tracking.uses_keras() else contextlib.nullcontext()
 
 
 def _untraced_notes(contents: metagraph.Contents) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from keras_export import assembly, publishing, tracking, variables
+from keras_export import assembly, publishing, staleness, tracking, variables
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
 from keras_export.reports import ExportReport
@@ -121,9 +121,11 @@ def export(
 class Exporter:
     """Traces and assembles once, writes any number of times.
 
-    The variables' values may change between writes, and so may the set of variables and layers:
-    the exporter notices that and traces again. It cannot see that a Python attribute changed which
-    the forward pass reads; call `retrace()` after such a change.
+    The variables' values may change between writes. So may what the object is made of: a layer or
+    variable that is added or replaced, LoRA, quantization, another dtype policy, a table or a
+    normalization that `adapt` set anew: the exporter notices and traces again. What is trainable
+    may change without that. It cannot see that any other Python attribute changed which the forward
+    pass reads; call `retrace()` after such a change.
 
     Args:
         obj: as in `save`; a Keras layer or model is exported as `export` does.
@@ -228,7 +230,7 @@ class Exporter:
         Raises:
             ExportError: a variable has no value; or the object changed and cannot be traced again.
         """
-        if _stamp(self._request) != self._stamp:
+        if not _stamp(self._request).matches(self._stamp):
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
         return Snapshot(self._plan, variables.read_values(self._plan.checkpoint), seconds)
@@ -288,16 +290,8 @@ def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> N
         )
 
 
-def _stamp(request: assembly.ExportRequest) -> tuple[int, ...]:
-    """Changes when the set of variables or layers does; the plan keeps the objects alive."""
-    model = request.obj
-    if not tracking.is_keras_layer(model):
-        return tuple(id(obj) for obj in tf.train.TrackableView(model).descendants())
-    held = [*model._flatten_layers(), *model.variables]
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and (request.include_optimizer or not request.for_serving):
-        held += [optimizer, *optimizer.variables]
-    return tuple(id(obj) for obj in held)
+def _stamp(request: assembly.ExportRequest) -> staleness.Stamp:
+    return staleness.Stamp(request.obj, request.include_optimizer or not request.for_serving)
 
 
 def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) -> int:

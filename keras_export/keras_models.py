@@ -12,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from keras_export.errors import (
     ArgumentTypeError,
     BackendError,
     SignatureError,
+    UnsupportedError,
     failure,
 )
 from keras_export.signatures import (
@@ -35,7 +37,7 @@ from keras_export.signatures import (
     SignatureOutput,
     named_outputs,
 )
-from keras_export.tracking import Node, TrackedGraph, is_keras_layer
+from keras_export.tracking import Node, TrackedGraph, is_keras_layer, path_text
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,33 @@ def is_keras_model(obj: Any) -> bool:
             "environment variable KERAS_BACKEND=tensorflow before Keras is imported."
         )
     return is_keras_layer(obj)
+
+
+def refuse_torch(tracked: TrackedGraph, root: str) -> None:
+    """Refuses layers that compute with PyTorch.
+
+    Raises:
+        UnsupportedError: one is there; it is named by its path.
+    """
+    for node in tracked.nodes:
+        for path, module in _torch_modules(node):
+            raise UnsupportedError(
+                f"Cannot export {path_text(path, root)} ({type(module).__name__}): it computes "
+                "with PyTorch, and a SavedModel holds TensorFlow functions. Write the layer with "
+                "keras.ops, or export the model by `torch.onnx.export`."
+            )
+
+
+def _torch_modules(node: Node) -> Iterator[tuple[tuple[str, ...], Any]]:
+    import keras
+
+    if isinstance(node.obj, keras.layers.TorchModuleWrapper):
+        yield node.path, node.obj
+    torch = sys.modules.get("torch")
+    if torch is not None and is_keras_layer(node.obj):
+        for name, value in vars(node.obj).items():
+            if isinstance(value, torch.nn.Module):
+                yield (*node.path, name), value
 
 
 def forward_of(

@@ -8,6 +8,8 @@ Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
 
 from __future__ import annotations
 
+import importlib
+
 # The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
 # them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
 from tensorflow.core.framework import (
@@ -184,3 +186,19 @@ def keras_variable_class() -> type:
     from keras.src.backend import Variable
 
     return Variable
+
+
+def keras_device_questions() -> list[tuple[object, str, bool]]:
+    """Keras's functions that ask for devices while a layer is traced: `(module, name, answer)`, the
+    answer being that of a machine without accelerators. Keras has no switch for it.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    # By name: the package has a function `rnn`, which an import statement would give.
+    package = "keras.src.backend.tensorflow"
+    nn, rnn = (importlib.import_module(f"{package}.{name}") for name in ("nn", "rnn"))
+    known = [(rnn, "_is_gpu_available", False), (nn, "_cpu_only", True)]
+    # Older releases do not ask the second: they choose the same kernels everywhere.
+    return [question for question in known if hasattr(*question[:2])]

@@ -187,6 +187,11 @@ def is_keras_optimizer(obj: Any) -> bool:
     return (keras := _keras()) is not None and isinstance(obj, keras.optimizers.Optimizer)
 
 
+def uses_keras() -> bool:
+    """Whether the program has imported Keras."""
+    return _keras() is not None
+
+
 def _keras() -> Any:
     # A program that never imported Keras holds no Keras object, and need not wait for the import.
     module = sys.modules.get("keras")
@@ -314,7 +319,7 @@ class _Walk:
             names = self._function_names.get(type(obj))
             if names is None:
                 names = self._function_names[type(obj)] = _function_names(type(obj))
-            return {**_keras_functions(obj, names), **_keras_collections(obj)}
+            return {**_keras_functions(obj, names), **keras_collections(obj)}
         return _list(
             obj,
             path,
@@ -353,7 +358,7 @@ def _function_names(cls: type) -> list[str]:
     ]
 
 
-def _keras_collections(layer: Any) -> dict[str, Collection]:
+def keras_collections(layer: Any) -> dict[str, Collection]:
     """The lists and dicts of layers or variables that Keras tracks and a checkpoint leaves out."""
     found = {}
     for name in getattr(layer, "_tracked", ()):

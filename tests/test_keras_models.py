@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ import tensorflow as tf
 from consumers import Consumers, Ragged, Sparse, Spec, assert_same
 
 import keras_export as ke
-from keras_export.errors import ArgumentError, ArgumentTypeError, SignatureError
+from keras_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    SignatureError,
+    UnsupportedError,
+)
 
 Scores = collections.namedtuple("Scores", ["low", "high"])
 F = np.float32
@@ -595,3 +602,51 @@ def test_keras_names_assume_the_dtypes_of_several_arguments_but_not_of_a_model_n
     assert [note[:13] for note in report.notes] == ["dtype assumed"] * 2
     assert_same(consumers.everywhere(tmp_path / "a", "serve", x=x, y=y), {"output_0": x - y})
     assert_same(consumers.tf(tmp_path / "a").call("serve", x, y), x - y)
+
+
+class FromTorch(keras.layers.TorchModuleWrapper):
+    """A PyTorch layer as far as it can be made without PyTorch."""
+
+    def __init__(self, name: str) -> None:
+        keras.layers.Layer.__init__(self, name=name)
+        self.output_shape = None
+
+    def call(self, x: Any) -> Any:
+        return x
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+def test_a_layer_of_pytorch_is_refused_by_its_path(tmp_path: Path) -> None:
+    inner = keras.Sequential([keras.Input((2,)), FromTorch("from_torch")], name="inner")
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, inner(x))
+    words = r"Cannot export model\..*\(FromTorch\): it computes with PyTorch"
+    for write in (ke.export, ke.save):
+        with pytest.raises(UnsupportedError, match=words):
+            write(model, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_of_pytorch_in_a_layer_is_refused_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Module:
+        def __call__(self, x: Any) -> Any:
+            return x
+
+    class Holder(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = Module()
+
+        def call(self, x: Any) -> Any:
+            return self.linear(x)
+
+    torch = types.SimpleNamespace(nn=types.SimpleNamespace(Module=Module))
+    layer = Holder()
+    layer(tf.ones([1, 2]))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(UnsupportedError, match=r"Cannot export model\.linear \(Module\)"):
+        ke.export(layer, tmp_path / "a")

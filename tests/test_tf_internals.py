@@ -69,3 +69,8 @@ def test_the_functional_class_is_found() -> None:
     x = keras.Input((1,))
     assert isinstance(keras.Model(x, x), tf_internals.keras_functional_class())
     assert not isinstance(keras.layers.Dense(1), tf_internals.keras_functional_class())
+
+
+def test_keras_asks_for_devices_where_it_is_answered() -> None:
+    names = [name for _, name, _ in tf_internals.keras_device_questions()]
+    assert "_is_gpu_available" in names

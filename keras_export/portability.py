@@ -1,0 +1,85 @@
+"""Traces that choose the same kernels on every machine.
+
+In: what is about to be traced. Out: a scope in which Keras takes this machine for one without an
+accelerator. The invariant: other threads get the answers that they always get, and nothing stays
+changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from keras_export import tf_internals as tfi
+from keras_export import tracking
+
+_LOCK = threading.Lock()
+_THREAD = threading.local()
+
+# What is changed for the scopes that are open: how to undo it, and how many need it.
+_CHANGED: dict[tuple[int, str], tuple[Any, Any, int]] = {}
+
+
+@contextlib.contextmanager
+def portable_kernels(*objects: Any) -> Iterator[None]:
+    """While it lasts, layers traced by this thread choose kernels that every machine has.
+
+    Keras asks whether there is a GPU: an LSTM or GRU that is traced beside one calls a kernel of
+    cuDNN, and a depthwise convolution of channels that come first relies on the GPU's.
+
+    Args:
+        *objects: what is traced; a recurrent layer in them that insists on cuDNN gives in.
+    """
+    changes: list[tuple[Any, str, Any]] = [
+        (module, name, functools.partial(_asked, getattr(module, name), answer))
+        for module, name, answer in tfi.keras_device_questions()
+    ]
+    # "auto" is the same to whoever uses the layer meanwhile: cuDNN where it can be had.
+    changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
+    before = getattr(_THREAD, "portable", False)
+    _THREAD.portable = True
+    for change in changes:
+        _change(*change)
+    try:
+        yield
+    finally:
+        for holder, name, _ in changes:
+            _undo(holder, name)
+        _THREAD.portable = before
+
+
+def _asked(question: Callable[[], bool], answer: bool) -> bool:
+    return answer if getattr(_THREAD, "portable", False) else question()
+
+
+def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:
+    found = {}
+    for obj in objects:
+        for layer in obj._flatten_layers() if tracking.is_keras_layer(obj) else ():
+            if _is_changed(layer) or vars(layer).get("use_cudnn") is True:
+                found[id(layer)] = layer
+    return list(found.values())
+
+
+def _is_changed(layer: Any) -> bool:
+    return (id(layer), "use_cudnn") in _CHANGED
+
+
+def _change(holder: Any, name: str, value: Any) -> None:
+    with _LOCK:
+        _, original, users = _CHANGED.get((id(holder), name), (holder, vars(holder)[name], 0))
+        _CHANGED[id(holder), name] = (holder, original, users + 1)
+        if users == 0:
+            vars(holder)[name] = value
+
+
+def _undo(holder: Any, name: str) -> None:
+    with _LOCK:
+        _, original, users = _CHANGED.pop((id(holder), name))
+        if users > 1:
+            _CHANGED[id(holder), name] = (holder, original, users - 1)
+        else:
+            vars(holder)[name] = original
