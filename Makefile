@@ -9,7 +9,7 @@ METADATA := setup.cfg pyproject.toml
 IN_RANGE := import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
 
-.PHONY: demo test lint soak benchmark docs clean
+.PHONY: demo test lint soak benchmark figures docs clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.created:
@@ -40,6 +40,9 @@ soak: $(VENV)/.installed-test
 
 benchmark: $(VENV)/.installed-test
 	$(PYTHON) benchmarks/run.py
+
+figures: $(VENV)/.installed-test
+	$(PYTHON) benchmarks/figures.py
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --site-dir build/docs

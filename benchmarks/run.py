@@ -48,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with console.status(name):
                 results["models"][name] = _measure_model(name, options, folder)
             _store(results, options.out)  # what is measured stays, should a later model fail
-        with console.status("growth"):
-            results["growth"] = _measure_growth(options, folder)
+        if not options.skip_growth:
+            with console.status("growth"):
+                results["growth"] = _measure_growth(options, folder)
     _store(results, options.out)
     table.show(results, console)
 
@@ -65,7 +66,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=_NAMES, help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--quick", action="store_true", help="one small model, one round")
-    parser.add_argument("--full", action="store_true", help="grow up to 3000 layers")
+    parser.add_argument("--skip-growth", action="store_true", help="models only")
+    parser.add_argument("--full", action="store_true", help="grow up to 3000 layers, 4 GB")
     parser.add_argument("--out", type=Path, default=_HERE / "results", help="default: results/")
     parser.add_argument("--work", type=Path, help="disk to write artifacts to; default: as --out")
     options = parser.parse_args(arguments)
@@ -134,8 +136,19 @@ def _measure_growth(options: argparse.Namespace, folder: Path) -> list[dict[str,
 def _growth_sizes(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     if options.quick:
         return {"chain": (100, 300)}
-    largest = (1000, 3000) if options.full else (1000,)
-    return {"chain": (100, 300, *largest), "wide": (300, *largest)}
+    if not options.full:
+        return {
+            "chain": (100, 300, 1000),
+            "wide": (300, 1000),
+            "variables": (1000, 5000),
+            "megabytes": (256, 1024),
+        }
+    return {
+        "chain": (100, 300, 1000, 3000),
+        "wide": (300, 1000, 3000),
+        "variables": (1000, 5000, 20000),
+        "megabytes": (256, 1024, 4096),
+    }
 
 
 # -- processes and the machine -----------------------------------------------------------------

@@ -160,18 +160,23 @@ def _phase_rows(phases: Mapping[str, Mapping[str, float]]) -> list[Sequence[str]
 
 
 def _growth_table(growth: Sequence[Mapping[str, Any]]) -> Rows:
-    columns = ("shape", "layers", "trace", "export", "export / trace", "saved_model.pb")
-    return Rows("Growth with the number of layers", columns, [_growth_row(x) for x in growth])
+    columns = (
+        "shape", "size", "trace", "SaveV2 + fsync", "export", "export / trace", "export / both",
+        KERAS, TENSORFLOW, "saved_model.pb",
+    )  # fmt: skip
+    return Rows("Growth of a first export", columns, [_growth_row(x) for x in growth])
 
 
 def _growth_row(found: Mapping[str, Any]) -> Sequence[str]:
-    trace, export = found["seconds"]["trace"], found["seconds"]["export"]
+    seconds = found["seconds"]
+    peers = (seconds.get(peer) for peer in (KERAS, TENSORFLOW))
     return (
         found["shape"],
         str(found["size"]),
-        _seconds(median(trace)),
-        _seconds(median(export)),
-        _ratio(export, trace),
+        *(_seconds(median(seconds[name])) for name in ("trace", "write", "export")),
+        _ratio(seconds["export"], seconds["trace"]),
+        _ratio(seconds["export"], _sum(seconds, "trace", "write")),
+        *(_seconds(median(peer)) if peer else "" for peer in peers),
         _kilobytes(median(found["bytes"]["saved_model.pb"])),
     )
 
