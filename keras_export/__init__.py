@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
     from keras_export.compatibility import CompatibilityReport as CompatibilityReport
     from keras_export.compatibility import check as check
+    from keras_export.endpoints import Endpoint as Endpoint
+    from keras_export.endpoints import from_examples as from_examples
+    from keras_export.endpoints import from_image_bytes as from_image_bytes
+    from keras_export.endpoints import from_text as from_text
+    from keras_export.endpoints import with_top_classes as with_top_classes
     from keras_export.exporter import Exporter as Exporter
     from keras_export.exporter import Snapshot as Snapshot
     from keras_export.exporter import export as export
@@ -35,6 +40,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it; imported on first use (PEP 562).
 _HOMES = {
     "CompatibilityReport": "keras_export.compatibility",
+    "Endpoint": "keras_export.endpoints",
     "ExportArchive": "keras_export.archive",
     "ExportMixin": "keras_export.mixin",
     "ExportReport": "keras_export.reports",
@@ -48,10 +54,14 @@ _HOMES = {
     "StrippedAttributes": "keras_export.attributes",
     "check": "keras_export.compatibility",
     "export": "keras_export.exporter",
+    "from_examples": "keras_export.endpoints",
+    "from_image_bytes": "keras_export.endpoints",
+    "from_text": "keras_export.endpoints",
     "inspect": "keras_export.inspection",
     "save": "keras_export.exporter",
     "strip_default_attributes": "keras_export.attributes",
     "with_export": "keras_export.mixin",
+    "with_top_classes": "keras_export.endpoints",
 }
 
 __all__ = ["ExportError", "SaveOptions", "__version__", *_HOMES]

@@ -7,7 +7,6 @@ call leaves the archive as it was, and nothing is traced before `write_out`.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -333,7 +332,7 @@ def _plain(structure: Any) -> Any:
 def _named(fn: Callable[..., Any], specs: Sequence[Any]) -> list[Any]:
     """Names the tensors that share an argument: several without a name have no fixed order."""
     named = []
-    for argument, structure in zip(_argument_names(fn, len(specs)), specs, strict=True):
+    for argument, structure in zip(keras_models.argument_names(fn, len(specs)), specs, strict=True):
         leaves = tf.nest.flatten(structure)
         if len(leaves) > 1:
             leaves = [_with_name(x, argument, index) for index, x in enumerate(leaves)]
@@ -345,24 +344,3 @@ def _with_name(spec: Any, argument: str, index: int) -> Any:
     if not isinstance(spec, tf.TensorSpec) or spec.name is not None:
         return spec
     return tf.TensorSpec(spec.shape, spec.dtype, f"{argument}_{index}" if index else argument)
-
-
-def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
-    """The names of the first positional arguments, as TensorFlow names what `*args` takes."""
-    names: list[str] = []
-    for parameter in inspect.signature(fn).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            missing = count - len(names)
-            return names + [f"{parameter.name}_{index}" for index in range(missing)]
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
-    if len(names) < count:
-        raise ArgumentError(
-            failure(
-                "read input_signature",
-                f"at most {len(names)} specs, one for each positional argument of {fn!r}",
-                f"{count}",
-                "Nest the specs of one argument as the argument is.",
-            )
-        )
-    return names[:count]

@@ -19,10 +19,13 @@ from typing import Any
 import tensorflow as tf
 
 from keras_export import (
+    averages,
     canonical,
     effects,
+    endpoints,
     functions,
     gradients,
+    halves,
     keras_models,
     metagraph,
     portability,
@@ -46,6 +49,10 @@ from keras_export.reports import Signature
 
 SERVE_KEY = "serve"
 
+# What the loaded object of a model has beside its endpoints.
+_LISTS = ("variables", "trainable_variables", "non_trainable_variables")
+_ROOT_NAMES = frozenset({*_LISTS, "signatures"})
+
 
 @dataclass(frozen=True)
 class ExportRequest:
@@ -62,6 +69,8 @@ class ExportRequest:
     input_signature: Any = None
     names: str = "layers"
     output_names: Any = None
+    weights: str | None = None
+    variables_dtype: Any = None
     include_optimizer: bool = False
     state_updates: str = "report"
 
@@ -78,6 +87,7 @@ class Plan:
         seconds: time of `trace` and `assemble`.
         options: the options that concern writing.
         debug_info: the bytes of `debug/saved_model_debug_info.pb`, if they are wanted.
+        stored_as: the dtype of each value that is stored in another than its own, by its key.
         held: objects that must live as long as the plan.
     """
 
@@ -88,6 +98,7 @@ class Plan:
     seconds: Mapping[str, float]
     options: Any
     debug_info: bytes | None = field(repr=False, default=None)
+    stored_as: Mapping[str, tf.DType] = field(repr=False, default_factory=dict)
     held: Any = field(repr=False, default=None)
 
 
@@ -125,11 +136,12 @@ def _assemble_tracked(
     signatures.refuse_reserved_attribute(tracked, root)
     if tracking.uses_keras():
         keras_models.refuse_torch(tracked, root)
-    found = _find_signatures(request, tracked)
-    if found.endpoint is not None and found.endpoint.built_model:
+    with keras_models.not_recording():
+        found = _find_signatures(request, tracked)
+    if any(trace.built_model for trace in found.traces.values()):
         tracked = _track(request)
     traced = time.perf_counter()
-    contents = _contents(request, tracked, found, options, root)
+    contents, stored_as = _contents(request, tracked, found, options, root)
     assembled = metagraph.assemble(contents)
     return Plan(
         assembled,
@@ -139,6 +151,7 @@ def _assemble_tracked(
         {"trace": traced - started, "assemble": time.perf_counter() - traced},
         options,
         contents.debug_info,
+        stored_as,
         tracked,
     )
 
@@ -235,10 +248,18 @@ def _refuse_untrackable(obj: Any) -> None:
 
 @dataclass
 class _Found:
-    """The signatures of the artifact and the functions that Python calls beside them."""
+    """The signatures of the artifact.
+
+    Attributes:
+        signatures: by key.
+        traces: those that were traced here, which Python calls with nested arguments; by key.
+        forward: a key of the model's own forward pass, if it is among them.
+        notes: what the user should know.
+    """
 
     signatures: dict[str, signatures.SignatureFunction] = field(default_factory=dict)
-    endpoint: keras_models.Endpoint | None = None
+    traces: dict[str, keras_models.ForwardTrace] = field(default_factory=dict)
+    forward: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -250,7 +271,8 @@ def _track(request: ExportRequest) -> tracking.TrackedGraph:
             return True
         return leave_optimizer and tracking.is_keras_optimizer(child)
 
-    tracked = tracking.track(request.obj, exclude)
+    uses = endpoints.used_by(request.signatures) if request.for_serving else {}
+    tracked = tracking.track(request.obj, exclude, uses)
     if request.for_serving:
         _attach_for_serving(tracked)
     return tracked
@@ -268,18 +290,60 @@ def _attach_for_serving(tracked: tracking.TrackedGraph) -> None:
 
 
 def _find_signatures(request: ExportRequest, tracked: tracking.TrackedGraph) -> _Found:
+    if request.for_serving:
+        return _serving_signatures(request)
     if request.signatures is not None:
         return _noted(_Found(signatures.canonicalize(request.signatures)))
     is_model = tracking.is_keras_layer(request.obj) and keras_models.is_keras_model(request.obj)
-    if not request.for_serving:
-        search = signatures.find_signature(tracked)
-        if search.signature is not None:
-            found = {search.signature.key: search.signature}
-            return _noted(_Found(found, notes=search.notes))
-        if not is_model or search.several:
-            return _Found(notes=search.notes)
+    search = signatures.find_signature(tracked)
+    if search.signature is not None:
+        found = {search.signature.key: search.signature}
+        return _noted(_Found(found, notes=search.notes))
+    if not is_model or search.several:
+        return _Found(notes=search.notes)
+    try:
         return _forward_signature(request, (signatures.DEFAULT_KEY,), search.notes)
-    return _forward_signature(request, (SERVE_KEY, signatures.DEFAULT_KEY), [])
+    except ArgumentError as error:
+        return _Found(notes=[*search.notes, f"no signature: {error}"])
+
+
+def _serving_signatures(request: ExportRequest) -> _Found:
+    """The model's forward pass and what the user wants beside it; the user's keys win."""
+    keras_models.is_keras_model(request.obj)  # refuses another backend
+    given = endpoints.by_key(request.signatures)
+    own = [key for key in (SERVE_KEY, signatures.DEFAULT_KEY) if key not in given]
+    if SERVE_KEY in given and own:
+        given, own = {signatures.DEFAULT_KEY: given[SERVE_KEY], **given}, []
+    found = _given_signatures(given)
+    if not own:
+        return found
+    try:
+        forward = _forward_signature(request, own, [])
+    except ArgumentError as error:
+        if not given:
+            raise
+        found.notes.append(f"no signature {own[0]!r}: {error}")
+        return found
+    found.signatures.update(forward.signatures)
+    found.traces.update(forward.traces)
+    return _Found(found.signatures, found.traces, own[0], [*forward.notes, *found.notes])
+
+
+def _given_signatures(given: Mapping[str, Any]) -> _Found:
+    found = _Found()
+    known: dict[int, keras_models.ForwardTrace] = {}
+    for key, function in given.items():
+        forward = endpoints.forward_of(key, function)
+        if forward is None:
+            (found.signatures[key],) = signatures.canonicalize({key: function}).values()
+            found.notes.extend(found.signatures[key].notes)
+            continue
+        if id(function) not in known:
+            known[id(function)] = keras_models.trace(forward, wrappers.identifier(key))
+        found.traces[key] = known[id(function)]
+        found.signatures[key] = found.traces[key].signature(key)
+        found.notes.extend(found.traces[key].notes)
+    return found
 
 
 def _noted(found: _Found) -> _Found:
@@ -288,17 +352,16 @@ def _noted(found: _Found) -> _Found:
 
 
 def _forward_signature(request: ExportRequest, keys: Sequence[str], notes: list[str]) -> _Found:
-    try:
-        forward = keras_models.forward_of(
-            request.obj, request.input_signature, request.names, request.output_names
-        )
-    except ArgumentError as error:
-        if request.for_serving:
-            raise
-        return _Found(notes=[*notes, f"no signature: {error}"])
-    endpoint = keras_models.trace(forward)
-    by_key = {key: endpoint.signature(key) for key in keys}
-    return _Found(by_key, endpoint, [*notes, *endpoint.notes])
+    forward = keras_models.forward_of(
+        request.obj, request.input_signature, request.names, request.output_names
+    )
+    trace = keras_models.trace(forward)
+    return _Found(
+        {key: trace.signature(key) for key in keys},
+        dict.fromkeys(keys, trace),
+        keys[0],
+        [*notes, *trace.notes],
+    )
 
 
 def _described(signature: signatures.SignatureFunction) -> Signature:
@@ -314,8 +377,11 @@ def _contents(
     found: _Found,
     options: Any,
     root: str,
-) -> metagraph.Contents:
+) -> tuple[metagraph.Contents, dict[str, tf.DType]]:
     checkpoint = variables.plan_checkpoint(tracked, root)
+    if request.weights is not None:
+        checkpoint = averages.read_averages(checkpoint, request.obj)
+        found.notes.append(averages.NOTE)
     saved = _saved_nodes(request, tracked)
     assets = _assets(tracked, root)
     collector = functions.FunctionCollector(tracked, root)
@@ -324,8 +390,9 @@ def _contents(
         key: collector.add(signature.concrete, f"the signature {key!r}")
         for key, signature in found.signatures.items()
     }
-    if found.endpoint is not None:
-        found.notes.extend(_state_notes(request, tracked, collector.library, inner))
+    if found.forward is not None:
+        forward = inner[found.forward]
+        found.notes.extend(_state_notes(request, tracked, collector.library, forward))
     saving = [
         item
         for source in checkpoint.sources
@@ -337,6 +404,7 @@ def _contents(
     if options.experimental_custom_gradients:
         gradients.add_gradients(collector)
     library = collector.library
+    stored_as = _halve(request, tracked, checkpoint, library, found)
     bound = _bind_signatures(library, found, inner)
     python_functions = _python_functions(library, found, request, inner)
     initializers = _initializers(tracked, traces)
@@ -352,7 +420,7 @@ def _contents(
         keep_names=options.save_debug_info,
         strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )
-    return metagraph.Contents(
+    contents = metagraph.Contents(
         tracked,
         saved,
         library,
@@ -369,6 +437,35 @@ def _contents(
         traces=traces,
         debug_info=_debug_info(new_names) if options.save_debug_info else None,
     )
+    return contents, stored_as
+
+
+def _halve(
+    request: ExportRequest,
+    tracked: tracking.TrackedGraph,
+    checkpoint: variables.CheckpointPlan,
+    library: functions.FunctionLibrary,
+    found: _Found,
+) -> dict[str, tf.DType]:
+    """Lets the artifact hold the model's variables in half precision; returns the keys of those."""
+    dtype = halves.checked_dtype(request.variables_dtype)
+    if dtype is None:
+        return {}
+    keys = {id(x.node): x.names[0][1] for x in checkpoint.sources if x.by == "variable"}
+    # An optimizer tracks the model's variables, too.
+    optimizers = [node.obj for node in tracked.nodes if tracking.is_keras_optimizer(node.obj)]
+    of_optimizers = {id(tracked.find(x)) for optimizer in optimizers for x in optimizer.variables}
+    candidates = [
+        node
+        for node in tracked.of_kind("variable")
+        if id(node) in keys.keys() - of_optimizers
+        and not isinstance(node.obj, tfi.DistributedVariable)
+    ]
+    halved, kept = halves.halve(library, candidates, dtype)
+    for node in halved:
+        node.store_as(dtype)
+    found.notes.extend(halves.notes(halved, kept, dtype))
+    return {keys[id(node)]: dtype for node in halved}
 
 
 def _debug_info(new_names: Mapping[str, str]) -> bytes:
@@ -386,14 +483,13 @@ def _state_notes(
     request: ExportRequest,
     tracked: tracking.TrackedGraph,
     library: functions.FunctionLibrary,
-    inner: Mapping[str, functions.BoundFunction],
+    bound: functions.BoundFunction,
 ) -> list[str]:
     """What a model's forward pass updates although it is traced for inference.
 
     Raises:
         ArgumentError: it updates batch statistics, or anything with `state_updates="refuse"`.
     """
-    bound = next(iter(inner.values()))
     written = [
         node for node in effects.written_by(library, bound) if isinstance(node, tracking.Node)
     ]
@@ -426,13 +522,7 @@ def _saved_nodes(request: ExportRequest, tracked: tracking.TrackedGraph) -> list
     if not request.for_serving:
         return [node for node in tracked.nodes if not _is_keras_scaffolding(node)]
     flat = [tracked.root]
-    for name in (
-        "variables",
-        "trainable_variables",
-        "non_trainable_variables",
-        "_other_variables",
-        "_resources",
-    ):
+    for name in (*_LISTS, "_other_variables", "_resources"):
         if name in tracked.root.children:
             flat.append(tracked.root.children[name])
     keep = {id(node) for node in flat}
@@ -481,8 +571,9 @@ def _serve_by_name(
     inner: functions.BoundFunction,
     signature: signatures.SignatureFunction,
 ) -> functions.BoundFunction:
-    if found.endpoint is not None and found.endpoint.takes_named_inputs:
-        # The traced forward pass itself: nothing else calls it, so it may have this structure.
+    trace = found.traces.get(signature.key)
+    if trace is not None and trace.takes_named_inputs:
+        # The traced function itself: nothing else calls it, so it may have this structure.
         inner.input_signature, inner.output_signature = wrappers.named_structures(signature)
         return inner
     return wrappers.wrap_signature(library, inner, signature)
@@ -494,21 +585,33 @@ def _python_functions(
     request: ExportRequest,
     inner: Mapping[str, functions.BoundFunction],
 ) -> list[metagraph.PythonFunction]:
-    if found.endpoint is None or not request.for_serving:
+    if not request.for_serving:
         return []
-    endpoint = found.endpoint
-    specs = endpoint.argument_specs
+    return [
+        _python_function(library, key, trace, inner[key])
+        for key, trace in sorted(found.traces.items())
+        if key != signatures.DEFAULT_KEY and key.isidentifier() and key not in _ROOT_NAMES
+    ]
+
+
+def _python_function(
+    library: functions.FunctionLibrary,
+    key: str,
+    trace: keras_models.ForwardTrace,
+    inner: functions.BoundFunction,
+) -> metagraph.PythonFunction:
+    specs = trace.argument_specs
     wrapper = wrappers.wrap(
         library,
-        inner[SERVE_KEY],
-        f"__inference_{SERVE_KEY}_call",
-        endpoint.argument_order,
-        endpoint.result_order,
+        inner,
+        f"__inference_{key}_call",
+        trace.argument_order,
+        trace.result_order,
         (specs, {}),
-        endpoint.results,
+        trace.results,
     )
-    names = tuple(argument.name for argument in endpoint.arguments)
-    return [metagraph.PythonFunction(SERVE_KEY, wrapper, names, specs)]
+    names = tuple(argument.name for argument in trace.arguments)
+    return metagraph.PythonFunction(key, wrapper, names, specs)
 
 
 def _initializers(

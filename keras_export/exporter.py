@@ -7,6 +7,7 @@ publishes is complete.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import uuid
@@ -15,7 +16,8 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from keras_export import assembly, publishing, staleness, tracking, variables
+from keras_export import assembly, halves, publishing, staleness, tracking, variables
+from keras_export import signatures as signature_rules
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
 from keras_export.reports import ExportReport
@@ -69,6 +71,8 @@ def export(
     input_signature: Any = None,
     names: Literal["layers", "keras"] = "layers",
     output_names: Sequence[str] | Mapping[str, str] | None = None,
+    weights: Literal["ema"] | None = None,
+    variables_dtype: Literal["float16", "bfloat16"] | None = None,
     include_optimizer: bool = False,
     state_updates: Literal["report", "refuse"] = "report",
     options: tf.saved_model.SaveOptions | None = None,
@@ -81,12 +85,23 @@ def export(
     Args:
         model: a built Keras model or layer.
         export_dir: as in `save`.
-        signatures: replaces the forward pass, as in `save`.
+        signatures: what is served beside the forward pass, by key: an `Endpoint`, or `(callable,
+            specs)`; a layer or model that `model` holds, for its own forward pass; a `tf.function`
+            or ConcreteFunction as in `save`. All share the variables and are traced once, and each
+            is a method of the loaded object. The keys `serve` and `serving_default` replace the
+            model's own; what is no dict is `serving_default`.
         input_signature: specs for the model's arguments, one each: `tf.TensorSpec`,
             `keras.InputSpec`, KerasTensor or arrays, nested as the argument is.
         names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does, with
             the first dimension of every input free and the dtypes that Keras assumes.
         output_names: names for the outputs, in order, or a map from old to new names.
+        weights: `"ema"` exports the averages of an optimizer with `use_ema=True` in place of the
+            weights. The live model is not touched. The artifact is no checkpoint of the training
+            then: restored, it gives the averages.
+        variables_dtype: `"float16"` or `"bfloat16"` stores the variables in half the bytes, and the
+            graph casts them back, so that inputs, outputs and computations keep their dtypes. What
+            the functions do more with than reading it, such as a counter, is stored in full. The
+            artifact is no checkpoint of the training then.
         include_optimizer: store the optimizer's variables too.
         state_updates: a forward pass that updates variables even in inference (a counter, a
             stateful RNN) is exported with a note; `"refuse"` makes it an error.
@@ -112,6 +127,8 @@ def export(
         input_signature=input_signature,
         names=names,
         output_names=output_names,
+        weights=weights,
+        variables_dtype=variables_dtype,
         include_optimizer=include_optimizer,
         state_updates=state_updates,
     )
@@ -129,11 +146,13 @@ class Exporter:
 
     Args:
         obj: as in `save`; a Keras layer or model is exported as `export` does.
-        signatures: as in `save`.
+        signatures: as in `save`; for a Keras layer or model as in `export`.
         options: as in `save`.
         input_signature: as in `export`, for Keras alone, like the following.
         names: as in `export`.
         output_names: as in `export`.
+        weights: as in `export`.
+        variables_dtype: as in `export`.
         include_optimizer: as in `export`.
         state_updates: as in `export`.
 
@@ -159,6 +178,8 @@ class Exporter:
         input_signature: Any = None,
         names: Literal["layers", "keras"] = "layers",
         output_names: Sequence[str] | Mapping[str, str] | None = None,
+        weights: Literal["ema"] | None = None,
+        variables_dtype: Literal["float16", "bfloat16"] | None = None,
         include_optimizer: bool = False,
         state_updates: Literal["report", "refuse"] = "report",
         _for_serving: bool = True,
@@ -168,17 +189,14 @@ class Exporter:
             "input_signature": input_signature is not None,
             "names": names != "layers",
             "output_names": output_names is not None,
+            "weights": weights is not None,
+            "variables_dtype": variables_dtype is not None,
             "include_optimizer": include_optimizer,
             "state_updates": state_updates != "report",
         }
-        if state_updates not in ("report", "refuse"):
-            raise ArgumentError(
-                failure(
-                    "export",
-                    "state_updates='report' or 'refuse'",
-                    f"state_updates={state_updates!r}",
-                )
-            )
+        _refuse_other("state_updates", state_updates, ("report", "refuse"))
+        _refuse_other("weights", weights, (None, "ema"))
+        halves.checked_dtype(variables_dtype)
         _refuse_for_others(obj, is_model, for_models)
         self._request = assembly.ExportRequest(
             obj,
@@ -188,18 +206,26 @@ class Exporter:
             input_signature=input_signature,
             names=names,
             output_names=output_names,
+            weights=weights,
+            variables_dtype=variables_dtype,
             include_optimizer=include_optimizer,
             state_updates=state_updates,
         )
-        self.retrace()
+        self._assemble(self._request)
 
     def retrace(self) -> None:
-        """Traces and assembles again.
+        """Traces and assembles again, also the `tf.function`s that were passed as signatures.
+
+        A ConcreteFunction is a trace, and stays what it is.
 
         Raises:
             ExportError: as in `save`; the exporter then keeps its earlier plan.
         """
-        self._plan = assembly.assemble(self._request)
+        fresh = signature_rules.untraced(self._request.signatures)
+        self._assemble(dataclasses.replace(self._request, signatures=fresh))
+
+    def _assemble(self, request: assembly.ExportRequest) -> None:
+        self._plan = assembly.assemble(request)
         self._stamp = _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
@@ -277,6 +303,12 @@ class Snapshot:
         )
 
 
+def _refuse_other(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        wanted = f"{name}={' or '.join(map(repr, allowed))}"
+        raise ArgumentError(failure("export", wanted, f"{name}={value!r}"))
+
+
 def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> None:
     wrong = [name for name, used in given.items() if used]
     if wrong and not is_model:
@@ -291,7 +323,8 @@ def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> N
 
 
 def _stamp(request: assembly.ExportRequest) -> staleness.Stamp:
-    return staleness.Stamp(request.obj, request.include_optimizer or not request.for_serving)
+    with_optimizer = request.include_optimizer or not request.for_serving
+    return staleness.Stamp(request.obj, with_optimizer or request.weights is not None)
 
 
 def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) -> int:
@@ -301,6 +334,7 @@ def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) 
     gfile.makedirs(join(directory, "assets"))
     device = plan.options.experimental_io_device
     sharding = getattr(plan.options, "experimental_sharding_callback", None)
+    values = variables.cast(values, plan.stored_as)
     values = variables.shard(values, sharding) if sharding is not None else values
     variables.write_bundle(join(directory, "variables", "variables"), values, device)
     for asset in plan.meta_graph.assets:

@@ -1,6 +1,6 @@
 """What a Keras model says about itself: its arguments, their specs, and the names of its results.
 
-In: a Keras layer or model, and what the user overrides. Out: a traced `Endpoint`: one
+In: a Keras layer or model, and what the user overrides. Out: a `ForwardTrace`: one
 ConcreteFunction in inference mode whose inputs and outputs have the author's names, and the
 nested arguments and results of a Python call. The invariant: the model is traced once and is not
 changed.
@@ -54,10 +54,15 @@ class Argument:
     specs: Any
     names: tuple[str, ...]
 
+    @property
+    def leaves(self) -> list[tuple[str, Any]]:
+        """Its tensors: name and spec of each."""
+        return list(zip(self.names, tf.nest.flatten(self.specs), strict=False))
+
 
 @dataclass(frozen=True)
 class Forward:
-    """How to call the forward pass and what its results are called.
+    """How to call the forward pass, or a function beside it, and what its results are called.
 
     Attributes:
         call: takes the arguments by position.
@@ -73,10 +78,27 @@ class Forward:
     variables: Callable[[], list[int]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The specs of its tensors by name."""
+        return {name: spec for argument in self.arguments for name, spec in argument.leaves}
+
+    def call_by_name(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Calls it with tensors by name; the results come by name."""
+        arguments = _packed(self.arguments, [tensors[name] for name in self.inputs])
+        results = _as_tensors(self.call(*arguments))
+        flat = tf.nest.flatten(results, expand_composites=True)
+        return {
+            output.name: tf.nest.pack_sequence_as(
+                output.spec, [flat[x] for x in output.positions], expand_composites=True
+            )
+            for output in self.name_outputs(structures.to_specs(results))
+        }
+
 
 @dataclass(eq=False)
-class Endpoint:
-    """A traced forward pass.
+class ForwardTrace:
+    """A traced forward pass, or a function beside it.
 
     Attributes:
         concrete: takes the tensors `a0, a1, …` in the order of `inputs`.
@@ -114,13 +136,7 @@ class Endpoint:
         """The nested specs of the arguments, each tensor with its name."""
         return tuple(
             tf.nest.pack_sequence_as(
-                argument.specs,
-                [
-                    _renamed_spec(spec, name)
-                    for spec, name in zip(
-                        tf.nest.flatten(argument.specs), argument.names, strict=False
-                    )
-                ],
+                argument.specs, [_renamed_spec(spec, name) for name, spec in argument.leaves]
             )
             for argument in self.arguments
         )
@@ -210,13 +226,33 @@ def forward_of(
     )
 
 
-def trace(forward: Forward, name: str = "serve") -> Endpoint:
+def function_forward(call: Callable[..., Any], input_signature: Any, what: str) -> Forward:
+    """Describes any callable as if it were a forward pass.
+
+    Args:
+        call: takes its arguments by position.
+        input_signature: a list or tuple of specs, one each; anything else is the only argument. An
+            `Argument` is taken as it is.
+        what: how error messages call it.
+
+    Raises:
+        ArgumentError: it takes fewer arguments.
+        ArgumentTypeError: a spec says no shape or dtype.
+    """
+    is_list = isinstance(input_signature, (list, tuple)) and not hasattr(input_signature, "_fields")
+    per_argument = list(input_signature) if is_list else [input_signature]
+    names = argument_names(call, len(per_argument))
+    notes: list[str] = []
+    arguments = tuple(
+        given if isinstance(given, Argument) else _given_argument(name, given, notes)
+        for name, given in zip(names, per_argument, strict=True)
+    )
+    return Forward(call, arguments, lambda x: named_outputs(x, what), list, tuple(notes))
+
+
+def trace(forward: Forward, name: str = "serve") -> ForwardTrace:
     """Traces a forward pass once, outside the caller's device and strategy scopes."""
-    leaves = [
-        (leaf_name, spec)
-        for argument in forward.arguments
-        for leaf_name, spec in zip(argument.names, tf.nest.flatten(argument.specs), strict=False)
-    ]
+    leaves = [leaf for argument in forward.arguments for leaf in argument.leaves]
     _refuse_duplicates([leaf_name for leaf_name, _ in leaves])
     order = sorted(range(len(leaves)), key=lambda i: tfi.sanitize_arg_name(leaves[i][0]))
     keywords = {index: f"a{rank:06d}" for rank, index in enumerate(order)}
@@ -242,7 +278,7 @@ def trace(forward: Forward, name: str = "serve") -> Endpoint:
     inputs = tuple(_flat_inputs([leaves[index] for index in order]))
     outputs, result_order = _flat_outputs(found["outputs"])
     _refuse_duplicates([x.name for x in inputs])
-    return Endpoint(
+    return ForwardTrace(
         concrete,
         inputs,
         outputs,
@@ -342,8 +378,7 @@ def _inference_call(model: Any, arguments: Sequence[Argument]) -> Callable[..., 
 
     def call(*args: Any) -> Any:
         keywords = dict(zip(names[leading:], args[leading:], strict=False))
-        with _not_recording():
-            return model(*args[:leading], **keywords, training=False)
+        return model(*args[:leading], **keywords, training=False)
 
     return call
 
@@ -352,13 +387,14 @@ _PAUSED = threading.local()
 
 
 @contextlib.contextmanager
-def _not_recording() -> Iterator[None]:
+def not_recording() -> Iterator[None]:
     """Our own trace says nothing about how a model is used."""
+    before = getattr(_PAUSED, "value", False)
     _PAUSED.value = True
     try:
         yield
     finally:
-        _PAUSED.value = False
+        _PAUSED.value = before
 
 
 def batch_norm_of(tracked: TrackedGraph, variable: Node) -> Any:
@@ -745,10 +781,35 @@ def _given_arguments(
     arguments: list[Argument] = []
     notes: list[str] = []
     for position, given in enumerate(per_argument):
-        specs = tf.nest.map_structure(spec_of, given)
         name = parameters[position] if position < len(parameters) else f"input_{position}"
-        arguments.append(_named_by_specs(_argument(name, specs, notes), given, notes))
+        arguments.append(_given_argument(name, given, notes))
     return tuple(arguments), notes
+
+
+def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
+    """The names of the first positional arguments, as TensorFlow names what `*args` takes."""
+    names: list[str] = []
+    for parameter in inspect.signature(fn).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            missing = count - len(names)
+            return names + [f"{parameter.name}_{index}" for index in range(missing)]
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    if len(names) < count:
+        raise ArgumentError(
+            failure(
+                "read input_signature",
+                f"at most {len(names)} specs, one for each positional argument of {fn!r}",
+                f"{count}",
+                "Nest the specs of one argument as the argument is.",
+            )
+        )
+    return names[:count]
+
+
+def _given_argument(name: str, given: Any, notes: list[str]) -> Argument:
+    specs = tf.nest.map_structure(spec_of, given)
+    return _named_by_specs(_argument(name, specs, notes), given, notes)
 
 
 def _per_argument(symbolic: Any, input_signature: Any) -> list[Any]:

@@ -641,6 +641,10 @@ def _fill_saved_object(saved: Any, node: Node, objects: _ObjectGraph, contents: 
 def _fill_variable(saved: Any, node: Node, contents: Contents) -> None:
     node.obj._write_object_proto(saved, contents.options)
     saved.variable.name = variable_name(node)
+    saved.variable.dtype = node.facts.dtype.as_datatype_enum
+    if node.keras_variable is not None:
+        # The `tf.Variable` inside does not know that its layer was frozen.
+        saved.variable.trainable = node.keras_variable.trainable
     on_write = tf.VariableSynchronization.ON_WRITE.value
     if not saved.variable.experimental_distributed_variable_components and (
         isinstance(node.obj, tfi.DistributedVariable) and saved.variable.synchronization == on_write

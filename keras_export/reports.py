@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from keras_export import clients
+from keras_export.errors import ArgumentError, failure
+
+# Characters; longer requests are not printed.
+_MOST_SHOWN = 400
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -59,10 +65,98 @@ class ExportReport:
     logs: Mapping[str, float] = field(default_factory=dict)
     stall_seconds: float | None = None
 
+    def python_call(self, key: str = clients.DEFAULT_KEY) -> str:
+        """A line of Python that loads the artifact and calls a signature.
+
+        Args:
+            key: of the signature.
+
+        Returns:
+            The line; the inputs are zeros of the least size. `tf` is TensorFlow.
+
+        Raises:
+            ArgumentError: there is no such signature.
+
+        Example:
+            >>> import tensorflow as tf
+            >>> x = tf.TensorSpec([None, 3], tf.float32)
+            >>> report = ExportReport("/models/m", {"serve": Signature({"x": x}, {"y": x})})
+            >>> print(report.python_call("serve"))
+            tf.saved_model.load('/models/m').signatures['serve'](x=tf.zeros([1, 3], tf.float32))
+        """
+        return clients.python_call(self.export_dir, key, self._inputs_of(key))
+
+    def curl(
+        self,
+        key: str = clients.DEFAULT_KEY,
+        *,
+        host: str = clients.DEFAULT_HOST,
+        model_name: str | None = None,
+    ) -> str:
+        """A shell command that calls a signature by TensorFlow Serving's REST API.
+
+        Args:
+            key: of the signature.
+            host: the server's name and port.
+            model_name: what it serves the model as; by default the directory's name, or that of
+                the directory above a version.
+
+        Returns:
+            The command; the inputs are zeros of the least size.
+
+        Raises:
+            ArgumentError: there is no such signature, or JSON has no form for its inputs.
+
+        Example:
+            >>> import tensorflow as tf
+            >>> x = tf.TensorSpec([None, 2], tf.float32)
+            >>> report = ExportReport("/models/m/7", {"serve": Signature({"x": x}, {"y": x})})
+            >>> print(report.curl("serve").replace(" http", "\\n http"))
+            curl -d '{"signature_name": "serve", "inputs": {"x": [[0.0, 0.0]]}}'
+             http://localhost:8501/v1/models/m:predict
+        """
+        command = clients.curl(self.export_dir, key, self._inputs_of(key), host, model_name)
+        if command is None:
+            raise ArgumentError(
+                failure(
+                    f"write a request for the signature {key!r}",
+                    "inputs that JSON has a form for",
+                    f"{self.signatures[key]}",
+                    "Use TensorFlow Serving's gRPC API.",
+                )
+            )
+        return command
+
+    def _inputs_of(self, key: str) -> Mapping[str, Any]:
+        if key not in self.signatures:
+            listed = ", ".join(map(repr, self.signatures)) or "none"
+            raise ArgumentError(
+                failure("find a signature", f"one of those that there are: {listed}", repr(key))
+            )
+        return self.signatures[key].inputs
+
+    def _calls(self) -> list[str]:
+        """How clients call each signature; one that is there twice is shown once."""
+        lines: list[str] = []
+        shown: set[str] = set()
+        for key, signature in self.signatures.items():
+            if str(signature) in shown:
+                continue
+            shown.add(str(signature))
+            lines.append(f"  call: {self.python_call(key)}")
+            command = clients.curl(
+                self.export_dir, key, signature.inputs, clients.DEFAULT_HOST, None
+            )
+            if command is not None:
+                long = f"{format_size(len(command))} of JSON, see report.curl({key!r})"
+                lines.append(f"  curl: {command if len(command) <= _MOST_SHOWN else long}")
+        return lines
+
     def __str__(self) -> str:
         total = sum(self.seconds.values())
         lines = [f"{self.export_dir}: {format_size(self.bytes_written)} in {total:.2f} s"]
         lines += [f"  {key}{signature}" for key, signature in self.signatures.items()]
+        lines += self._calls()
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -73,12 +167,13 @@ class ExportReport:
             for key, signature in self.signatures.items()
         )
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
+        calls = "\n".join(line.strip() for line in self._calls())
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
             f"<p><b>{html.escape(self.export_dir)}</b>: {format_size(self.bytes_written)}; "
             f"{phases}</p>"
             f"<table><tr><th>signature</th><th>inputs</th><th>outputs</th></tr>{rows}</table>"
-            f"<ul>{notes}</ul>"
+            f"<pre>{html.escape(calls)}</pre><ul>{notes}</ul>"
         )
 
 

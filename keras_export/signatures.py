@@ -88,10 +88,11 @@ def canonicalize(signatures: Any) -> dict[str, SignatureFunction]:
     """
     if not isinstance(signatures, Mapping):
         signatures = {DEFAULT_KEY: signatures}
-    return {_checked_key(key): signature_of(key, function) for key, function in signatures.items()}
+    return {checked_key(key): signature_of(key, function) for key, function in signatures.items()}
 
 
-def _checked_key(key: Any) -> str:
+def checked_key(key: Any) -> str:
+    """Refuses what cannot be the key of a signature."""
     if not isinstance(key, str):
         raise SignatureError(
             failure(
@@ -123,6 +124,15 @@ def concrete_of(function: Any) -> Any:
     if isinstance(function, tfi.PolymorphicFunction) and function.input_signature is not None:
         return function.get_concrete_function()
     return function if isinstance(function, tfi.ConcreteFunction) else None
+
+
+def untraced(signatures: Any) -> Any:
+    """The same with each `tf.function` as it was before its first trace."""
+    if isinstance(signatures, Mapping):
+        return {key: untraced(function) for key, function in signatures.items()}
+    if isinstance(signatures, tfi.PolymorphicFunction) and signatures.input_signature is not None:
+        return signatures._clone(signatures.python_function)
+    return signatures
 
 
 def _nearly_meant(key: str, function: Any) -> str:

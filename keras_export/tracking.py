@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -74,6 +75,10 @@ class Node:
             self._facts = _facts_of(self.obj)
         return self._facts
 
+    def store_as(self, dtype: tf.DType) -> None:
+        """Lets the artifact hold the variable in another dtype than the live object does."""
+        self._facts = replace(self.facts, dtype=dtype)
+
     def __repr__(self) -> str:
         return f"Node({self.kind} at {path_text(self.path)})"
 
@@ -123,12 +128,14 @@ class TrackedGraph:
 def track(
     root: Any,
     exclude: Callable[[Any], bool] = lambda _: False,
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrackedGraph:
     """Walks `root` breadth first.
 
     Args:
         root: a TensorFlow trackable.
         exclude: says which children are left out, with all that only they lead to.
+        beside: children of the root that the live object does not have.
 
     Returns:
         The graph; its nodes keep the objects alive.
@@ -137,7 +144,7 @@ def track(
         UnsupportedError: an object cannot list its children.
         UninitializedError: a Keras variable has no value yet.
     """
-    walk = _Walk(exclude)
+    walk = _Walk(exclude, {id(root): dict(beside)})
     walk.trace_functions(root)
     graph = TrackedGraph([])
     graph._add(root, ())
@@ -232,8 +239,9 @@ def _facts_of(variable: Any) -> VariableFacts:
 class _Walk:
     """The children of objects, each listed once: listing may trace functions or make objects."""
 
-    def __init__(self, exclude: Callable[[Any], bool]):
+    def __init__(self, exclude: Callable[[Any], bool], beside: Mapping[int, dict[str, Any]]):
         self._exclude = exclude
+        self._beside = beside
         self._saved_model_children: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._checkpoint_children: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._function_names: dict[type, list[str]] = {}
@@ -303,6 +311,7 @@ class _Walk:
         if known is None:
             found = self._list_saved_model_children(obj, path)
             found = {name: child for name, child in found.items() if not self._exclude(child)}
+            found.update(self._beside.get(id(obj), {}))
             known = self._saved_model_children[id(obj)] = (obj, found)
         return known[1]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tensorflow as tf
 
 from keras_export import tf_internals as tfi
-from keras_export.errors import UninitializedError, UnsupportedError, failure
+from keras_export.errors import ArgumentError, UninitializedError, UnsupportedError, failure
 from keras_export.tracking import Node, TrackedGraph, escape, object_key, path_text
 
 # The checkpoint's own object graph, by which Python restores: tensorflow/python/trackable/base.py
@@ -39,11 +39,13 @@ class Source:
             tensors, or its `SaveableObject`s.
         by: how it gives its values: as an ordinary variable, whose buffer can be referred to; by
             `_serialize_to_tensors`; by `SaveableObject`s; as `tf.train.experimental.PythonState`.
+        read_from: the variable whose value is taken in place of its own.
     """
 
     node: Node
     names: tuple[tuple[str, str], ...]
     by: Literal["variable", "tensors", "saveables", "python"]
+    read_from: Any = None
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,8 @@ def _read_back(prefixes: Any) -> Iterator[Entry]:
 
 def _entries(source: Source) -> Iterable[Entry]:
     if source.by == "variable":
-        return (Entry(source.names[0][1], "", _value(source.node.obj)),)
+        variable = source.node.obj if source.read_from is None else source.read_from
+        return (Entry(source.names[0][1], "", _value(variable)),)
     if source.by == "python":
         return (Entry(source.names[0][1], "", tf.constant(source.node.obj.serialize())),)
     if source.by == "saveables":
@@ -402,6 +405,39 @@ def _sliced(key: str, slice_spec: str, value: Any) -> Iterable[Entry]:
     if hasattr(value, "slice_spec"):  # a SaveSpec of an older API
         return (Entry(key, value.slice_spec or "", value.tensor),)
     return (Entry(key, slice_spec, tf.convert_to_tensor(value)),)
+
+
+def cast(values: Values, dtypes: Mapping[str, tf.DType]) -> Values:
+    """The same values, some of them in another dtype.
+
+    Args:
+        values: as they were read.
+        dtypes: of those that are cast, by checkpoint key.
+
+    Raises:
+        ArgumentError: a finite number becomes infinite.
+    """
+    if not dtypes:
+        return values
+    with tfi.eager_mode():
+        groups = tuple(tuple(_cast(x, dtypes.get(x.key)) for x in group) for group in values.groups)
+    return Values(groups)
+
+
+def _cast(entry: Entry, dtype: tf.DType | None) -> Entry:
+    if dtype is None:
+        return entry
+    tensor = tf.cast(entry.tensor, dtype)
+    if bool(tf.reduce_any(tf.math.is_inf(tensor) & tf.math.is_finite(entry.tensor))):
+        raise ArgumentError(
+            failure(
+                f"store {entry.key.partition('/.ATTRIBUTES')[0]} as {dtype.name}",
+                f"values of at most {dtype.max}",
+                f"{float(tf.reduce_max(tf.abs(entry.tensor))):g}",
+                "Use variables_dtype='bfloat16', which has the range of float32.",
+            )
+        )
+    return Entry(entry.key, entry.slice_spec, tensor)
 
 
 def shard(values: Values, callback: Any) -> Values:

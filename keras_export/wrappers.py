@@ -7,6 +7,7 @@ but the call itself, and is never traced.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,11 @@ def named_structures(signature: SignatureFunction) -> tuple[Any, Any]:
     """The canonical input and output structures of a function that is called by names."""
     inputs = {keyword(x.name): x.spec for x in signature.inputs}
     return ((), inputs), {x.name: _named(x.spec, x.name) for x in signature.outputs}
+
+
+def identifier(key: str) -> str:
+    """A key as a part of a function's name."""
+    return re.sub(r"\W", "_", key)
 
 
 def keyword(name: str) -> str:

@@ -83,6 +83,7 @@ _WRITERS = re.compile(
 
 _PUBLIC = [
     "CompatibilityReport",
+    "Endpoint",
     "ExportArchive",
     "ExportError",
     "ExportMixin",
@@ -99,10 +100,14 @@ _PUBLIC = [
     "__version__",
     "check",
     "export",
+    "from_examples",
+    "from_image_bytes",
+    "from_text",
     "inspect",
     "save",
     "strip_default_attributes",
     "with_export",
+    "with_top_classes",
 ]
 
 
