@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from keras_export.errors import ConversionError as ConversionError
+from keras_export.errors import DamagedFileError as DamagedFileError
 from keras_export.errors import ExportError as ExportError
+from keras_export.errors import UnsafeFileError as UnsafeFileError
 
 if TYPE_CHECKING:
     from keras_export.archive import ExportArchive as ExportArchive
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
     from keras_export.compatibility import CompatibilityReport as CompatibilityReport
     from keras_export.compatibility import check as check
+    from keras_export.conversion import convert as convert
     from keras_export.endpoints import Endpoint as Endpoint
     from keras_export.endpoints import from_examples as from_examples
     from keras_export.endpoints import from_image_bytes as from_image_bytes
@@ -53,6 +57,7 @@ _HOMES = {
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
     "check": "keras_export.compatibility",
+    "convert": "keras_export.conversion",
     "export": "keras_export.exporter",
     "from_examples": "keras_export.endpoints",
     "from_image_bytes": "keras_export.endpoints",
@@ -64,7 +69,9 @@ _HOMES = {
     "with_top_classes": "keras_export.endpoints",
 }
 
-__all__ = ["ExportError", "SaveOptions", "__version__", *_HOMES]
+_ERRORS = ["ConversionError", "DamagedFileError", "ExportError", "UnsafeFileError"]
+
+__all__ = ["SaveOptions", "__version__", *_ERRORS, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

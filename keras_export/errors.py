@@ -19,7 +19,9 @@ working:
     ├── BackendError             RuntimeError    Keras runs on another backend
     ├── CheckpointError          RuntimeError    an export in the background of training
     ├── MissingAssetError        FileNotFoundError   an asset that is not there
-    ├── DamagedFileError         OSError         a file of an artifact that cannot be read
+    ├── DamagedFileError         OSError         a file that cannot be read
+    ├── UnsafeFileError          ValueError      a file that may not be read
+    ├── ConversionError          ValueError      a model that cannot be converted
     └── TargetError              OSError         the directory to write to
 """
 
@@ -112,6 +114,14 @@ class DamagedFileError(ExportError, OSError):
     """A file cannot be read: it is damaged, or is not what its name says."""
 
     __init__ = OSError.__init__
+
+
+class UnsafeFileError(ExportError, ValueError):
+    """A file holds what could run code, read other files, or exhaust the machine."""
+
+
+class ConversionError(ExportError, ValueError):
+    """A file's model or its weights have a part that cannot be converted; all are named."""
 
 
 class TargetError(ExportError, OSError):

@@ -1,0 +1,183 @@
+"""A file of Keras becomes a SavedModel that computes what its model did."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from consumers import Consumers, assert_same
+
+import keras_export as ke
+from keras_export import cli
+
+_X = np.random.default_rng(1).normal(size=(4, 6)).astype("float32")
+
+
+@keras.saving.register_keras_serializable("conversion")
+class Scaled(keras.layers.Layer):
+    """A layer that Keras does not have."""
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="uniform", name="scale")
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def half(x: Any) -> Any:
+    return x / 2
+
+
+def made() -> Any:
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(3)
+    x = keras.Input((6,), name="x")
+    y = keras.layers.Dense(5, "hard_sigmoid", name="hidden")(x)
+    y = keras.layers.BatchNormalization(name="norm")(y) + 1.0
+    inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "gelu")], name="inner")
+    model = keras.Model(x, keras.layers.Dense(2, name="y")(inner(y)))
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(2).uniform(0.1, 1, weight.shape))
+    return model
+
+
+def saved(model: Any, path: Path) -> Path:
+    if path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    elif path.suffix == ".json":
+        path.write_text(model.to_json())
+    else:
+        model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5"])
+def test_a_whole_model_is_served_as_it_was(name: str, tmp_path: Path, consumers: Consumers) -> None:
+    model = made()
+    report = ke.convert(saved(model, tmp_path / name), tmp_path / "out")
+    assert str(report.signatures["serve"]) == "(x: float32[?, 6]) -> (y: float32[?, 2])"
+    found = consumers.everywhere(tmp_path / "out", x=_X)
+    assert_same(found, {"y": model(_X).numpy()})
+
+
+@pytest.mark.parametrize("weights", ["w.weights.h5", "w.keras", "w.h5"])
+def test_an_architecture_and_its_weights_make_a_model(
+    weights: str, tmp_path: Path, consumers: Consumers
+) -> None:
+    model = made()
+    source = saved(model, tmp_path / "config.json")
+    ke.convert(source, tmp_path / "out", weights=saved(model, tmp_path / weights))
+    assert_same(consumers.cpp(tmp_path / "out").signature(x=_X), {"y": model(_X).numpy()})
+    if weights == "w.weights.h5":
+        factory = f"{__name__}:made"
+        ke.convert(factory, tmp_path / "again", weights=tmp_path / weights)
+        assert_same(consumers.cpp(tmp_path / "again").signature(x=_X), {"y": model(_X).numpy()})
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_custom_class_must_be_given(ending: str, tmp_path: Path, consumers: Consumers) -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, Scaled(name="y")(x))
+    path = saved(model, tmp_path / f"model.{ending}")
+    with pytest.raises(ke.UnsafeFileError, match=r"layer 'y' .* custom class 'conversion>Scaled'"):
+        ke.convert(path, tmp_path / "out")
+    for name in ("Scaled", "conversion>Scaled"):
+        ke.convert(path, tmp_path / "out", custom_objects={name: Scaled})
+        assert_same(consumers.tf(tmp_path / "out").signature(x=_X), {"y": model(_X).numpy()})
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_the_function_of_a_lambda_is_given_by_the_name_of_its_layer(
+    ending: str, tmp_path: Path, consumers: Consumers
+) -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, keras.layers.Lambda(lambda t: t * 7, name="sly")(x))
+    path = saved(model, tmp_path / f"model.{ending}")
+    report = ke.convert(path, tmp_path / "out", custom_objects={"sly": half})
+    assert report.notes[0] == "The function of the Lambda 'sly' is the one that was given."
+    assert_same(consumers.tf(tmp_path / "out").signature(x=_X), {"sly": _X / 2})
+
+
+def test_vocabularies_in_an_archive_are_restored(tmp_path: Path, consumers: Consumers) -> None:
+    lookup = keras.layers.TextVectorization(output_sequence_length=3, name="y")
+    lookup.adapt(["one two three", "two three four"])
+    x = keras.Input((), dtype="string", name="x")
+    model = keras.Model(x, lookup(x))
+    ke.convert(saved(model, tmp_path / "model.keras"), tmp_path / "out")
+    texts = np.array(["two four", "five"])
+    found = consumers.cpp(tmp_path / "out").signature(x=texts)
+    assert_same(found, {"y": model(keras.ops.convert_to_tensor(texts)).numpy()})
+
+
+def test_an_unpacked_archive_is_converted_and_not_touched(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(saved(made(), tmp_path / "model.keras")) as archive:
+        archive.extractall(tmp_path / "folder")
+    before = {path: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+    assert ke.convert(tmp_path / "folder", tmp_path / "out").signatures
+    assert {path: path.read_bytes() for path in (tmp_path / "folder").iterdir()} == before
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(9)])
+    weights = saved(other, tmp_path / "other.weights.h5")
+    with pytest.raises(ke.ConversionError, match=r"other\.weights\.h5"):
+        ke.convert(saved(made(), tmp_path / "c.json"), tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "words"),
+    [
+        ("w.weights.h5", None, "expected the architecture of the model, received its weights"),
+        ("c.json", None, "expected its weights too, received weights=None"),
+        ("c.json", "c.json", "expected a file of weights, received an architecture"),
+        ("nowhere.h5", None, "expected a file, received a path without one"),
+        ("out", None, "received a directory"),
+        ("no_such_module:factory", None, "expected a function 'package.module:factory'"),
+    ],
+)
+def test_what_cannot_be_a_source_is_explained(
+    source: str, weights: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(made(), tmp_path / "c.json")
+    saved(made(), tmp_path / "w.weights.h5")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ke.ExportError, match=words):
+        ke.convert(source, tmp_path / "artifact", weights=weights)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_the_command_converts_one_file_or_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own.py").write_text("def half(x):\n    return x / 2\n")
+    x = keras.Input((6,), name="x")
+    saved(keras.Model(x, keras.layers.Lambda(half, name="sly")(x)), tmp_path / "model.keras")
+    assert cli.main(["convert", "model.keras", "out", "--custom", "sly=own:half"]) == 0
+    assert "serve(x: float32[?, 6]) -> (sly: float32[?, 6])" in capsys.readouterr().out
+    assert cli.main(["convert", "model.keras", "out", "--activation", "sly=relu"]) == 0
+    assert cli.main(["convert", "model.keras", "refused"]) == 2
+    assert "layer 'sly'" in capsys.readouterr().err
+    weights, config = saved(made(), tmp_path / "w.weights.h5"), saved(made(), tmp_path / "c.json")
+    assert cli.main(["convert", str(config), "b", "--weights", str(weights)]) == 0
+    assert cli.main(["convert", str(weights), "c", "--config", str(config)]) == 0
+    assert cli.main(["convert", str(weights), "d", "--model", f"{__name__}:made"]) == 0
+    (tmp_path / "folder").mkdir()
+    saved(made(), tmp_path / "folder" / "one.keras")
+    saved(made(), tmp_path / "folder" / "two.h5")
+    (tmp_path / "folder" / "three.h5").write_text("no model")
+    assert cli.main(["convert", "--batch", "folder", "all"]) == 1
+    assert sorted(os.listdir("all")) == ["one", "two"]
+    printed = capsys.readouterr()
+    assert "three.h5" in printed.err and "Traceback" not in printed.err
+    assert not (tmp_path / "refused").exists()
