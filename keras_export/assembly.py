@@ -118,12 +118,26 @@ def assemble(request: ExportRequest) -> Plan:
 def _assemble(request: ExportRequest, options: Any) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
-    tracked = _track(request)
-    if any(isinstance(node.obj, tfi.DistributedVariable) for node in tracked.nodes):
-        # Functions trace again inside it, so nobody else enters it.
-        with tfi.save_context(options):
-            return _assemble_tracked(request, options, root, _track(request), started)
-    return _assemble_tracked(request, options, root, tracked, started)
+    if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj)):
+        tracked = _track(request)
+        if not _was_traced_for_replicas(request, tracked):
+            return _assemble_tracked(request, options, root, tracked, started)
+    # Functions trace again inside it, so nobody else enters it.
+    with tfi.save_context(options):
+        return _assemble_tracked(request, options, root, _track(request), started)
+
+
+def _was_traced_for_replicas(request: ExportRequest, tracked: tracking.TrackedGraph) -> bool:
+    """Whether a trace can be saved only if it is made again as for a single device."""
+    signatures = request.signatures
+    given = signatures.values() if isinstance(signatures, Mapping) else [signatures]
+    functions = [*given, *(node.obj for node in tracked.of_kind("function"))]
+    return any(
+        not concrete.graph.saveable
+        for function in functions
+        if isinstance(function, tfi.PolymorphicFunction)
+        for concrete in function._list_all_concrete_functions()
+    )
 
 
 def _assemble_tracked(
@@ -147,7 +161,7 @@ def _assemble_tracked(
         assembled,
         contents.checkpoint,
         {key: _described(signature) for key, signature in sorted(found.signatures.items())},
-        tuple(dict.fromkeys([*tracked.notes, *found.notes, *_untraced_notes(contents)])),
+        tuple(dict.fromkeys([*tracked.notes, *found.notes, *_notes(contents)])),
         {"trace": traced - started, "assemble": time.perf_counter() - traced},
         options,
         contents.debug_info,
@@ -161,13 +175,26 @@ def _portable(obj: Any) -> contextlib.AbstractContextManager[None]:
     return portability.portable_kernels(obj) if tracking.uses_keras() else contextlib.nullcontext()
 
 
-def _untraced_notes(contents: metagraph.Contents) -> list[str]:
-    return [
+# Ops that look their function up in the Python of the process that traced them.
+_PYTHON_OPS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+
+
+def _notes(contents: metagraph.Contents) -> list[str]:
+    notes = [
         "not callable after loading, since never called and without input_signature: "
         + tracking.path_text(node.path)
         for node in contents.saved
         if node.kind == "function" and not contents.traces[id(node)]
     ]
+    for definition in contents.library.definitions.values():
+        found = sorted({node.op for node in definition.node_def if node.op in _PYTHON_OPS})
+        if found:
+            name = functions.stem_of(definition.signature.name)
+            notes.append(
+                f"works in this process alone: {name} calls Python code ({', '.join(found)}), "
+                "which an artifact does not hold; write it with TensorFlow's ops"
+            )
+    return notes
 
 
 class _Collector:

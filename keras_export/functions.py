@@ -242,8 +242,9 @@ def function_attributes(op_type: str) -> tuple[str, ...]:
     known = _FUNCTION_ATTRIBUTES.get(op_type)
     if known is None:
         op_def = tfi.op_def_of(op_type)
-        attributes = op_def.attr if op_def is not None else ()
-        known = tuple(a.name for a in attributes if a.type in ("func", "list(func)"))
+        if op_def is None:  # a function, or an op of a library that may be loaded later
+            return ()
+        known = tuple(a.name for a in op_def.attr if a.type in ("func", "list(func)"))
         _FUNCTION_ATTRIBUTES[op_type] = known
     return known
 
@@ -352,8 +353,23 @@ def constant_of(tensor: Any, described_as: str) -> Constant:
     return Constant(np.asarray(value), tensor.dtype)
 
 
+# What lives as long as its process: the C++ type that a handle tells, and what people call it.
+_PASSING_RESOURCES = {
+    "tensorflow::QueueInterface": "a queue",
+    "tensorflow::data::IteratorResource": "an iterator over a dataset",
+    "tensorflow::data::MultiDeviceIterator": "an iterator over a dataset",
+    "tensorflow::SummaryWriterInterface": "a summary writer",
+}
+
+
 def untracked_message(capture: Any, concrete: Any, described_as: str, root: str) -> str:
     """Names the function, the resource and the assignment that would track it."""
+    for kind, what in _PASSING_RESOURCES.items():
+        if kind in str(capture):
+            return (
+                f"Cannot export {described_as}: it uses {what}, which a SavedModel cannot hold. "
+                "Pass what it takes from there as an argument."
+            )
     what, attribute = _describe_resource(capture, concrete)
     return (
         f"Cannot export {described_as}: it uses {what}, which {root} does not track, so the "

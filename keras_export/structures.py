@@ -264,7 +264,8 @@ def _write_registered_spec(
     number = _REGISTERED
     if isinstance(value, tfi.ExtensionTypeSpec):
         number = _EXTENSION
-    else:  # An unknown extension type still loads, as an anonymous one; this one does not.
+    elif not name.startswith("tf."):  # what TensorFlow itself registers
+        # An unknown extension type still loads, as an anonymous one; this one does not.
         warnings.warn(f"A reader must first import what registers {name!r}.", stacklevel=2)
     _fill_type_spec(value, proto.type_spec_value, number, name, way)
 

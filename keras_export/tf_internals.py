@@ -91,6 +91,7 @@ from tensorflow.python.ops.resource_variable_ops import (
 )
 
 # What strategies make of variables; the public `tf.distribute.DistributedValues` has no primary.
+from tensorflow.python.distribute.sharded_variable import ShardedVariableMixin
 from tensorflow.python.distribute.values import DistributedVariable, SyncOnReadVariable
 
 # Inside it distributed variables act as the one variable that an artifact holds.

@@ -184,6 +184,17 @@ def is_keras_variable(obj: Any) -> bool:
     return _keras() is not None and isinstance(obj, tfi.keras_variable_class())
 
 
+def is_distributed(root: Any) -> bool:
+    """Whether a strategy made one of the variables that `root` tracks."""
+    try:
+        held = tf.train.TrackableView(root).descendants()
+    except (ValueError, NotImplementedError):  # the walk refuses it with its path
+        return False
+    variables = (x._value if is_keras_variable(x) else x for x in held)
+    kinds = (tfi.DistributedVariable, tfi.ShardedVariableMixin)
+    return any(isinstance(x, kinds) for x in variables)
+
+
 def is_keras_layer(obj: Any) -> bool:
     """Whether `obj` is a Keras 3 layer or model."""
     return (keras := _keras()) is not None and isinstance(obj, keras.layers.Layer)
@@ -223,6 +234,8 @@ def kind_of(obj: Any) -> Kind:
 def _facts_of(variable: Any) -> VariableFacts:
     if isinstance(variable, tfi.BaseResourceVariable):
         return VariableFacts(variable.dtype, variable.shape, (variable.handle,))
+    if isinstance(variable, tfi.ShardedVariableMixin):
+        return _facts_of(variable._saving_variable)  # stands for all shards in a save context
     # Wrappers and distributed variables say which handles they have by making copies in a graph.
     tensors: Any = tfi.ObjectIdentityDictionary()
     with tf.Graph().as_default():

@@ -553,6 +553,57 @@ def tensor_defaults(folder: Path) -> Case:
     return Case(module(f=f), [Call("f", [X]), Call("f", [X, F(2)])], {"x": X, "by": F(2)})
 
 
+@kind
+def linear_operators(folder: Path) -> Case:
+    matrix = tf.linalg.LinearOperatorFullMatrix(tf.Variable([[2.0, 1.0], [1.0, 3.0]]))
+    diagonal = tf.linalg.LinearOperatorDiag([1.0, 2.0])
+    obj = module(matrix=matrix, product=tf.linalg.LinearOperatorKronecker([matrix, diagonal]))
+    apply = tf.function(lambda operator, x: operator.matvec(x))
+
+    def f(x: Any) -> Any:
+        return {"y": apply(obj.matrix, x) + apply(diagonal, x), "det": obj.product.determinant()}
+
+    return called_on(with_function(obj, f, tf.TensorSpec([2], name="x")), x=X[:2])
+
+
+@kind
+def structured_tensors(folder: Path) -> Case:
+    structured = tf.experimental.StructuredTensor
+    inner = tf.function(lambda rows: rows.field_value("b") * 2)
+
+    def f(x: Any) -> Any:
+        return {"y": inner(structured.from_fields({"b": x}, shape=[None]))}
+
+    return called_on(with_function(module(inner=inner), f, X_SPEC), x=X)
+
+
+@kind
+def optionals_and_datasets_as_arguments(folder: Path) -> Case:
+    total = tf.function(lambda dataset: dataset.reduce(0.0, lambda a, b: a + b))
+    wrapped = tf.function(lambda x: tf.experimental.Optional.from_value(x))
+
+    def f(x: Any) -> Any:
+        dataset = tf.data.Dataset.from_tensor_slices(x)
+        return {"y": total(dataset) * wrapped(x).get_value()}
+
+    return called_on(with_function(module(total=total, wrapped=wrapped), f, X_SPEC), x=X)
+
+
+@kind
+def variables_as_arguments(folder: Path) -> Case:
+    obj = module(v=tf.Variable(2.0), scale=tf.function(lambda v, x: v * x))
+    f = lambda x: {"y": obj.scale(obj.v, x)}  # noqa: E731
+    return called_on(with_function(obj, f, X_SPEC), x=X)
+
+
+@kind
+def python_functions(folder: Path) -> Case:
+    def f(x: Any) -> Any:
+        return {"y": tf.ensure_shape(tf.py_function(lambda y: y * 2.0, [x], tf.float32), [3])}
+
+    return called_on(with_function(module(), f, tf.TensorSpec([3], name="x")), x=X)
+
+
 # -- gradients --------------------------------------------------------------------------------
 
 

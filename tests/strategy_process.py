@@ -1,7 +1,7 @@
 """Exports under a `MirroredStrategy` with two devices, which a process gets before its first op.
 
-Called with a folder: writes `single`, `mirrored` and `scope` for the same values, and the model
-`keras` with its inputs and outputs in `keras.npz`.
+Called with a folder: writes `single`, `mirrored` and `scope` for the same values, the model
+`keras` with its inputs and outputs in `keras.npz`, and objects of other kinds under their names.
 """
 
 import sys
@@ -52,10 +52,74 @@ def export_modules(strategy: tf.distribute.Strategy, folder: Path) -> None:
     ke.save(mirrored, folder / "mirrored")
     with strategy.scope():
         ke.save(mirrored, folder / "scope")
+    expand = ke.SaveOptions(experimental_variable_policy="expand_distributed_variables")
+    ke.save(mirrored, folder / "expanded", options=expand)
     single = Model()
     single.mean.assign(1.0)
     single.sum.assign(3.0)
     ke.save(single, folder / "single")
+
+
+class Updating(tf.Module):
+    """Its function can be traced for one device only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = tf.Variable(
+            0.0, synchronization=_ON_READ, aggregation=tf.VariableAggregation.SUM
+        )
+
+    @tf.function(input_signature=[])
+    def f(self) -> dict[str, tf.Tensor]:
+        self.total.assign_add(1.0)
+        return {"y": self.total.read_value()}
+
+
+class Drawing(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(3)
+
+    @tf.function
+    def f(self) -> tf.Tensor:
+        return self.generator.normal([3])
+
+
+class Sharded(tf.Module):
+    """A variable in parts, as a parameter server strategy makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [tf.Variable([1.0, 2.0]), tf.Variable([3.0])]
+        self.v = tf.__internal__.distribute.ShardedVariable(parts, name="v")
+
+    @tf.function(input_signature=[tf.TensorSpec([], name="x")])
+    def f(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x * tf.convert_to_tensor(self.v)}
+
+
+def export_others(strategy: tf.distribute.Strategy, folder: Path) -> None:
+    with strategy.scope():
+        ke.save(Updating(), folder / "updating")
+    for name, used in {"one": tf.distribute.OneDeviceStrategy("CPU:0"), "two": strategy}.items():
+        with used.scope():
+            drawing = Drawing()
+            drawing.f()  # a trace for the devices of the strategy
+            drawing.generator.reset_from_seed(3)
+        ke.save(drawing, folder / f"drawing_{name}")
+    sharded = Sharded()
+    sharded.f(tf.constant(1.0))
+    ke.save(sharded, folder / "sharded")
+
+
+def load_under(strategy: tf.distribute.Strategy, folder: Path) -> None:
+    """The values of a loaded object are distributed where it is loaded under a strategy."""
+    with strategy.scope():
+        loaded = tf.saved_model.load(str(folder / "single"))
+    assert isinstance(loaded.v, tf.distribute.DistributedValues)
+    per_replica = strategy.run(lambda: loaded.f(tf.ones([2]))["y"])
+    for value in strategy.experimental_local_results(per_replica):
+        np.testing.assert_allclose(value, [2.0, 3.0])
 
 
 def export_keras(strategy: tf.distribute.Strategy, folder: Path) -> None:
@@ -77,6 +141,8 @@ def main(folder: Path) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     export_modules(strategy, folder)
     export_keras(strategy, folder)
+    export_others(strategy, folder)
+    load_under(strategy, folder)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ DIFFERENCES: dict[str, dict[str, str]] = {
     "objects_that_serialize_themselves": dict.fromkeys(READERS, "tensorflow"),
     # The loader asks the optimizer for its slots, and makes an object that has none.
     "legacy_optimizers": {"tf": "nobody"},
+    # The Python code is in the process that exported.
+    "python_functions": dict.fromkeys(READERS, "nobody"),
 }
 
 # What is put into one object to be loaded and saved again: what a loaded object holds otherwise

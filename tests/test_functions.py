@@ -15,7 +15,7 @@ from consumers import ConsumerError, Consumers, Named, Ragged, Sparse, assert_sa
 
 import keras_export as ke
 from keras_export import functions
-from keras_export.errors import UnsupportedError
+from keras_export.errors import UnsupportedError, UntrackedCaptureError
 
 Point = collections.namedtuple("Point", ["x", "y"])
 
@@ -357,6 +357,44 @@ def test_a_function_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=re.escape(words)):
         ke.save(module, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def _of_a_queue() -> Any:
+    queue = tf.queue.FIFOQueue(3, [tf.float32])
+    return tf.function(lambda: queue.size(), input_signature=[])
+
+
+def _of_an_iterator() -> Any:
+    iterator = iter(tf.data.Dataset.range(3))
+    return tf.function(lambda: next(iterator), input_signature=[])
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(_of_a_queue, "a queue"), (_of_an_iterator, "an iterator over a dataset")]
+)
+def test_what_lives_as_long_as_its_process_is_refused_by_name(
+    tmp_path: Path, make: Any, what: str
+) -> None:
+    module = tf.Module()
+    module.f = make()
+    words = (
+        f"Cannot export the function obj.f: it uses {what}, which a SavedModel cannot hold. "
+        "Pass what it takes from there as an argument."
+    )
+    with pytest.raises(UntrackedCaptureError, match=re.escape(words)):
+        ke.save(module, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_function_that_calls_python_is_a_note_of_the_report(tmp_path: Path) -> None:
+    module = tf.Module()
+    spec = [tf.TensorSpec([])]
+    module.f = tf.function(
+        lambda x: tf.numpy_function(lambda y: y, [x], tf.float32), input_signature=spec
+    )
+    (note,) = ke.save(module, tmp_path).notes
+    assert note.startswith("works in this process alone: ")
+    assert "calls Python code (PyFunc)" in note
 
 
 def test_a_tensor_of_another_trace_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import artifacts
 import numpy as np
 import pytest
+import tensorflow as tf
 from consumers import Consumers
 
 _SCRIPT = Path(__file__).with_name("strategy_process.py")
@@ -48,3 +49,43 @@ def test_a_model_trained_on_two_devices_is_served_from_one(
         (y,) = served.values()
         np.testing.assert_allclose(y, live["y"], rtol=1e-5, atol=1e-6)
     assert b"CPU:1" not in (exported / "keras" / "saved_model.pb").read_bytes()
+
+
+def test_a_function_is_traced_as_for_one_device(exported: Path, consumers: Consumers) -> None:
+    loaded = consumers.tf(exported / "updating")
+    assert [float(loaded.call("f")["y"]) for _ in range(2)] == [1.0, 2.0]
+    assert consumers.everywhere(exported / "updating") == {"y": 1.0}
+
+
+@pytest.mark.parametrize("strategy", ["one", "two"])
+def test_a_generator_draws_what_one_device_would(
+    exported: Path, consumers: Consumers, strategy: str
+) -> None:
+    expected = tf.random.Generator.from_seed(3).normal([3])
+    drawn = consumers.tf(exported / f"drawing_{strategy}").call("f")
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_the_shards_of_a_variable_are_one_variable_after_load(
+    exported: Path, consumers: Consumers
+) -> None:
+    (v,) = consumers.tf(exported / "sharded").variables().values()
+    np.testing.assert_array_equal(v.value, np.float32([1, 2, 3]))
+    served = consumers.everywhere(exported / "sharded", x=np.float32(2))
+    np.testing.assert_array_equal(served["y"], np.float32([2, 4, 6]))
+    (handle,) = (x for x in artifacts.nodes(exported / "sharded") if x.op == "VarHandleOp")
+    assert handle.name == "v"
+
+
+def test_the_expanding_policy_lists_the_replicas_of_each_variable(
+    exported: Path, consumers: Consumers
+) -> None:
+    variable = artifacts.object_at(exported / "expanded", "v").variable
+    parts = variable.experimental_distributed_variable_components
+    assert [part.name for part in parts] == ["v", "v/replica_1"]
+    assert [part.device[-5:] for part in parts] == ["CPU:0", "CPU:1"]
+    served = consumers.everywhere(exported / "expanded", x=np.ones(2, np.float32))
+    np.testing.assert_allclose(served["y"], [2.0, 3.0])
+    assert not artifacts.object_at(
+        exported / "mirrored", "v"
+    ).variable.experimental_distributed_variable_components
