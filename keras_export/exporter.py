@@ -91,7 +91,8 @@ def export(
             is a method of the loaded object. The keys `serve` and `serving_default` replace the
             model's own; what is no dict is `serving_default`.
         input_signature: specs for the model's arguments, one each: `tf.TensorSpec`,
-            `keras.InputSpec`, KerasTensor or arrays, nested as the argument is.
+            `keras.InputSpec`, KerasTensor or arrays, nested as the argument is; None for an
+            optional one that is left out.
         names: `"layers"` names inputs and outputs after the layers; `"keras"` as Keras does, with
             the first dimension of every input free and the dtypes that Keras assumes.
         output_names: names for the outputs, in order, or a map from old to new names.

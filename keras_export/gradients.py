@@ -157,9 +157,7 @@ def _group(
         key = key if reads is not None else op_type
         collector.add_definitions(traced)
         groups[key] = _Group(traced, reads, [], *_specs(traced.graph))
-    groups[key].members.append(
-        _Member(op_type, function, node, op, tensors, described.key)
-    )
+    groups[key].members.append(_Member(op_type, function, node, op, tensors, described.key))
 
 
 def _merged(library: FunctionLibrary, groups: Mapping[Any, _Group]) -> list[_Group]:
@@ -231,9 +229,7 @@ def _register(collector: FunctionCollector, op_type: str, bound: BoundFunction) 
     collector.library.gradients[op_type] = bound.name
 
 
-def _register_wrapper(
-    collector: FunctionCollector, member: _Member, inner: BoundFunction
-) -> None:
+def _register_wrapper(collector: FunctionCollector, member: _Member, inner: BoundFunction) -> None:
     (specs, _), results = inner.input_signature, inner.output_signature
     outputs = [x for x in results if x is not None]
     wrapper = wrappers.wrap(

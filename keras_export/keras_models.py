@@ -56,8 +56,9 @@ class Argument:
 
     @property
     def leaves(self) -> list[tuple[str, Any]]:
-        """Its tensors: name and spec of each."""
-        return list(zip(self.names, tf.nest.flatten(self.specs), strict=False))
+        """Its tensors: name and spec of each. What is left out is None in a call."""
+        pairs = zip(self.names, tf.nest.flatten(self.specs), strict=False)
+        return [(name, spec) for name, spec in pairs if spec is not None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,13 @@ class ForwardTrace:
         """The nested specs of the arguments, each tensor with its name."""
         return tuple(
             tf.nest.pack_sequence_as(
-                argument.specs, [_renamed_spec(spec, name) for name, spec in argument.leaves]
+                argument.specs,
+                [
+                    _renamed_spec(spec, name)
+                    for name, spec in zip(
+                        argument.names, tf.nest.flatten(argument.specs), strict=False
+                    )
+                ],
             )
             for argument in self.arguments
         )
@@ -196,7 +203,8 @@ def forward_of(
 
     Args:
         model: a built Keras model or layer.
-        input_signature: specs that replace the model's own, one per argument.
+        input_signature: specs that replace the model's own, one per argument; None for one that is
+            left out.
         names: `"layers"` for the author's names, `"keras"` for those of `Model.export`, which also
             frees the first dimension of every input and assumes the dtype of several arguments.
         output_names: names for the results, in their order, or a map from old to new names.
@@ -214,6 +222,7 @@ def forward_of(
         arguments, notes = _given_arguments(model, symbolic, input_signature)
     elif symbolic is not None:
         arguments, notes = _symbolic_arguments(symbolic, names)
+        arguments = _with_free_batch(model, symbolic, arguments, notes)
     else:
         arguments, notes = _recorded_arguments(model, names)
     namer = _symbolic_namer(symbolic, names, notes) if symbolic is not None else _plain_names
@@ -321,12 +330,14 @@ def _as_tensors(results: Any) -> Any:
 
 
 def _packed(arguments: Sequence[Argument], flat: list[Any]) -> list[Any]:
-    packed, start = [], 0
-    for argument in arguments:
-        end = start + len(argument.names)
-        packed.append(tf.nest.pack_sequence_as(argument.specs, flat[start:end]))
-        start = end
-    return packed
+    tensors = iter(flat)
+    return [
+        tf.nest.pack_sequence_as(
+            argument.specs,
+            [None if spec is None else next(tensors) for spec in tf.nest.flatten(argument.specs)],
+        )
+        for argument in arguments
+    ]
 
 
 def _flat_inputs(leaves: list[tuple[str, Any]]) -> list[SignatureInput]:
@@ -452,6 +463,38 @@ def _symbolic_arguments(functional: Any, names: str) -> tuple[tuple[Argument, ..
     if names == "keras":
         specs = tf.nest.map_structure(_free_batch, specs)
     return (Argument("inputs", specs, tuple(leaf_names)),), notes
+
+
+def _with_free_batch(
+    model: Any, symbolic: Any, arguments: tuple[Argument, ...], notes: list[str]
+) -> tuple[Argument, ...]:
+    """Frees the batch size of a Sequential that was built by its first call on a batch."""
+    (argument,) = arguments
+    spec = argument.specs
+    built_by_shape = symbolic is not model and _is_made_by_keras(symbolic.input)
+    if not built_by_shape or not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
+        return arguments
+    size = spec.shape[0]
+    if size is None:
+        return arguments
+    if any(getattr(layer, "stateful", False) for layer in model._flatten_layers()):
+        notes.append(
+            f"the batch size is {size}, with which the model was built, since a layer of it keeps "
+            "a state for each example"
+        )
+        return arguments
+    notes.append(
+        f"the batch size is free, though the model was built with {size}; begin it with "
+        f"`keras.Input(batch_shape={tuple(spec.shape.as_list())})` to fix it"
+    )
+    return (Argument(argument.name, _free_batch(spec), argument.names),)
+
+
+def _is_made_by_keras(tensor: Any) -> bool:
+    """Whether an input comes of `build` and not of an author's `Input`, who may leave the dtype."""
+    config = getattr(getattr(tensor, "_keras_history", None), "operation", None)
+    config = getattr(getattr(config, "_auto_config", None), "config", {})
+    return config.get("name") is None and config.get("dtype") is not None
 
 
 def _without_list_of_one(structure: Any) -> Any:
@@ -781,6 +824,8 @@ def _given_arguments(
     arguments: list[Argument] = []
     notes: list[str] = []
     for position, given in enumerate(per_argument):
+        if given is None:
+            continue
         name = parameters[position] if position < len(parameters) else f"input_{position}"
         arguments.append(_given_argument(name, given, notes))
     return tuple(arguments), notes
@@ -808,7 +853,7 @@ def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
 
 
 def _given_argument(name: str, given: Any, notes: list[str]) -> Argument:
-    specs = tf.nest.map_structure(spec_of, given)
+    specs = tf.nest.map_structure(lambda x: None if x is None else spec_of(x), given)
     return _named_by_specs(_argument(name, specs, notes), given, notes)
 
 

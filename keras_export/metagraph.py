@@ -802,7 +802,10 @@ def _add_python_function(objects: _ObjectGraph, function: PythonFunction) -> Non
     spec = saved.function.function_spec
     fullargspec = tfi.FullArgSpec(list(function.argument_names), None, None, None, [], None, {})
     structures.encode_into(fullargspec, spec.fullargspec)
-    structures.encode_into(tuple(function.input_signature), spec.input_signature)
+    # TensorFlow takes no None in it; without it, a call is matched with the function's own specs.
+    left_out = any(x is None for x in tf.nest.flatten(function.input_signature))
+    signature = None if left_out else tuple(function.input_signature)
+    structures.encode_into(signature, spec.input_signature)
     saved.function.concrete_functions.append(function.function.name)
     objects.proto.nodes[0].children.add(node_id=objects.ids[id(function)], local_name=function.name)
 

@@ -292,9 +292,7 @@ def _unknown_op(op: str, release: Release) -> _Problem:
     )  # fmt: skip
 
 
-def _attribute_problems(
-    kind: _Kind, op: Op, graph: Graph, release: Release
-) -> Iterator[_Problem]:
+def _attribute_problems(kind: _Kind, op: Op, graph: Graph, release: Release) -> Iterator[_Problem]:
     unknown = [name for name in kind.attributes if name not in op.attributes]
     for name in sorted(unknown):
         problem = _unknown_attribute(kind, name, graph, release)
@@ -314,9 +312,7 @@ def _attribute_problems(
             yield from _value_problems(subject, attribute, value, release)
 
 
-def _unknown_attribute(
-    kind: _Kind, name: str, graph: Graph, release: Release
-) -> _Problem | None:
+def _unknown_attribute(kind: _Kind, name: str, graph: Graph, release: Release) -> _Problem | None:
     value, subject = kind.attributes[name], f"{kind.op}.{name}"
     having = [
         other
@@ -504,5 +500,3 @@ def span(names: Sequence[str]) -> str:
     if list(names) == known[known.index(names[0]) :][: len(names)]:
         return f"{names[0]} to {names[-1]}"
     return _listed(names)
-
-

@@ -650,3 +650,87 @@ def test_a_module_of_pytorch_in_a_layer_is_refused_by_its_path(
     monkeypatch.setitem(sys.modules, "torch", torch)
     with pytest.raises(UnsupportedError, match=r"Cannot export model\.linear \(Module\)"):
         ke.export(layer, tmp_path / "a")
+
+
+class Optional(keras.Model):
+    """Scales and shifts where it is given by what."""
+
+    def call(self, inputs: Any, shift: Any = None, more: Any = None) -> Any:
+        x, scale = (inputs["x"], inputs["scale"]) if isinstance(inputs, dict) else (inputs, None)
+        x = x if scale is None else x * scale
+        x = x if shift is None else x + shift
+        return {"y": x if more is None else x - more}
+
+
+def test_an_optional_argument_can_be_left_out(tmp_path: Path, consumers: Consumers) -> None:
+    x = tf.TensorSpec([None, 2], name="x")
+    report = ke.export(Optional(), tmp_path / "a", input_signature=[x, None])
+    assert signature(report) == "(x: float32[?, 2]) -> (y: float32[?, 2])"
+    value = np.ones((1, 2), "float32")
+    assert_same(consumers.tf(tmp_path / "a").call("serve", value)["y"], value)
+    more = tf.TensorSpec([], name="more")
+    report = ke.export(Optional(), tmp_path / "b", input_signature=[x, None, more])
+    check(consumers, tmp_path / "b", {"x": value, "more": np.float32(3)}, {"y": value - 3})
+
+
+@pytest.mark.skipif(
+    int(keras.__version__.split(".")[1]) < 9, reason="Keras itself cannot call such a model"
+)
+def test_an_optional_input_in_a_dict_can_be_left_out(tmp_path: Path, consumers: Consumers) -> None:
+    specs = {"x": tf.TensorSpec([None, 2]), "scale": None}
+    report = ke.export(Optional(), tmp_path, input_signature=[specs])
+    assert signature(report) == "(x: float32[?, 2]) -> (y: float32[?, 2])"
+    value = np.ones((1, 2), "float32")
+    check(consumers, tmp_path, {"x": value}, {"y": value})
+    assert_same(consumers.tf(tmp_path).call("serve", {"x": value, "scale": None})["y"], value)
+
+
+def test_a_sequential_that_a_batch_built_takes_any_batch(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    model = keras.Sequential([dense(2, "y")])
+    model(tf.ones([3, 4]))
+    report = ke.export(model, tmp_path / "a")
+    ((name, spec),) = report.signatures["serve"].inputs.items()
+    assert spec.shape.as_list() == [None, 4]
+    assert any("keras.Input(batch_shape=(3, 4))" in note for note in report.notes)
+    x = np.ones((5, 4), "float32")
+    check(consumers, tmp_path / "a", {name: x}, {"y": model.layers[0](x)})
+    fixed = keras.Sequential([keras.Input(batch_shape=(3, 4)), dense(2)])
+    stateful = keras.Sequential([keras.layers.LSTM(2, stateful=True)])
+    stateful(tf.ones([3, 4, 2]))
+    for number, declared in enumerate((fixed, stateful)):
+        report = ke.export(declared, tmp_path / f"fixed-{number}")
+        (spec,) = report.signatures["serve"].inputs.values()
+        assert spec.shape[0] == 3
+    assert any("keeps a state for each example" in note for note in report.notes)
+
+
+def test_frozen_weights_stay_frozen_in_a_layer(tmp_path: Path, consumers: Consumers) -> None:
+    x = keras.Input((4,), name="x")
+    h = dense(3, "frozen")(x)
+    model = keras.Model(x, dense(2, "y")(keras.layers.BatchNormalization()(h)))
+    model.get_layer("frozen").trainable = False
+    model.get_layer("y").enable_lora(1)
+    ke.export(model, tmp_path / "a")
+    weights = consumers.tfsm(tmp_path / "a").weights()
+    assert weights["trainable"] == len(model.trainable_weights) == 5
+    found = consumers.tfsm(tmp_path / "a").fine_tune(np.ones((2, 4), "f4"), np.zeros((2, 2), "f4"))
+    assert found["updated"] == 5 and found["after"] < found["before"]
+
+
+def test_ragged_results_come_back_ragged(tmp_path: Path, consumers: Consumers) -> None:
+    class Words(keras.Model):
+        def call(self, text: Any) -> Any:
+            return {"words": tf.strings.split(text), "length": tf.strings.length(text)}
+
+    model = ke.with_export(Words())
+    model(tf.constant(["a b"]))
+    ke.export(model, tmp_path)
+    text = np.array(["a b", "c"], object)
+    expected = Ragged(np.array([b"a", b"b", b"c"], object), np.array([0, 2, 3]))
+    for found in (
+        consumers.tf(tmp_path).signature("serve", text=text),
+        consumers.tf(tmp_path).call("serve", text),
+    ):
+        assert_same(found["words"], expected)
