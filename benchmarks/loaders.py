@@ -1,8 +1,8 @@
 """Loads an artifact in a process that has loaded nothing before.
 
 In: the directory of an artifact and a loader's name. Out: seconds of a first and of a second load.
-The invariant: the process knows neither keras_export nor Keras; TensorFlow is imported and has run
-an op before the clock starts.
+The invariant: of keras_export the process knows the C++ loader alone, and nothing of Keras;
+TensorFlow is imported and has run an op before the clock starts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cpp_loader
 import tensorflow as tf
+
+from keras_export import cpp_loader
 
 
 def _python(export_dir: str) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
-import cpp_loader
 import numpy as np
 import tensorflow as tf
+
+from keras_export import cpp_loader
 
 _SIGNATURE = "serving_default"
 _ROUNDS = 3  # the first load in a process also starts TensorFlow: the fastest is reported

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from keras_export.attributes import StrippedAttributes as StrippedAttributes
     from keras_export.attributes import strip_default_attributes as strip_default_attributes
     from keras_export.callbacks import SavedModelCheckpoint as SavedModelCheckpoint
+    from keras_export.comparison import LayerChange as LayerChange
+    from keras_export.comparison import SavedModelDiff as SavedModelDiff
+    from keras_export.comparison import VariableChange as VariableChange
+    from keras_export.comparison import diff as diff
     from keras_export.compatibility import CompatibilityReport as CompatibilityReport
     from keras_export.compatibility import check as check
     from keras_export.conversion import convert as convert
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from keras_export.mixin import with_export as with_export
     from keras_export.reports import ExportReport as ExportReport
     from keras_export.reports import Signature as Signature
+    from keras_export.verification import Problem as Problem
+    from keras_export.verification import VerificationReport as VerificationReport
+    from keras_export.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -49,15 +56,21 @@ _HOMES = {
     "ExportMixin": "keras_export.mixin",
     "ExportReport": "keras_export.reports",
     "Exporter": "keras_export.exporter",
+    "LayerChange": "keras_export.comparison",
     "Model": "keras_export.mixin",
+    "Problem": "keras_export.verification",
     "SavedModelCheckpoint": "keras_export.callbacks",
+    "SavedModelDiff": "keras_export.comparison",
     "SavedModelInfo": "keras_export.inspection",
     "Sequential": "keras_export.mixin",
     "Signature": "keras_export.reports",
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
+    "VariableChange": "keras_export.comparison",
+    "VerificationReport": "keras_export.verification",
     "check": "keras_export.compatibility",
     "convert": "keras_export.conversion",
+    "diff": "keras_export.comparison",
     "export": "keras_export.exporter",
     "from_examples": "keras_export.endpoints",
     "from_image_bytes": "keras_export.endpoints",
@@ -65,6 +78,7 @@ _HOMES = {
     "inspect": "keras_export.inspection",
     "save": "keras_export.exporter",
     "strip_default_attributes": "keras_export.attributes",
+    "verify": "keras_export.verification",
     "with_export": "keras_export.mixin",
     "with_top_classes": "keras_export.endpoints",
 }

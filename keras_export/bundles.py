@@ -151,6 +151,11 @@ def is_file(path: str) -> bool:
     return bool(_gfile().exists(path)) if _is_remote(path) else os.path.isfile(path)
 
 
+def size_of(path: str) -> int:
+    """The bytes of a file, at a local path or a URL that `tf.io.gfile` handles."""
+    return int(_gfile().stat(path).length) if _is_remote(path) else os.path.getsize(path)
+
+
 def bytes_of(path: str) -> bytes:
     """The content of a file, at a local path or a URL that `tf.io.gfile` handles."""
     if _is_remote(path):

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import keras_export
 from keras_export import commands
-from keras_export.errors import ExportError
+from keras_export.errors import ExportError, InvocationError
 
-_UNREADABLE = 2
+_FAILED, _UNREADABLE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "debug", False):
             traceback.print_exc()
         else:
-            print(f"keras-export: {error}", file=sys.stderr)
-        return _UNREADABLE
+            print(f"keras-export: {' '.join(str(error).split())}", file=sys.stderr)
+        return _FAILED if isinstance(error, InvocationError) else _UNREADABLE
 
 
 def _parser() -> argparse.ArgumentParser:

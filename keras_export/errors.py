@@ -19,6 +19,7 @@ working:
     ├── BackendError             RuntimeError    Keras runs on another backend
     ├── CheckpointError          RuntimeError    an export in the background of training
     ├── MissingAssetError        FileNotFoundError   an asset that is not there
+    ├── InvocationError          RuntimeError    an artifact that TensorFlow cannot load or run
     ├── DamagedFileError         OSError         a file that cannot be read
     ├── UnsafeFileError          ValueError      a file that may not be read
     ├── ConversionError          ValueError      a model that cannot be converted
@@ -108,6 +109,10 @@ class MissingAssetError(ExportError, FileNotFoundError):
     """An asset file does not exist or cannot be read."""
 
     __init__ = FileNotFoundError.__init__
+
+
+class InvocationError(ExportError, RuntimeError):
+    """TensorFlow could not load an artifact, or not run it on what it was given."""
 
 
 class DamagedFileError(ExportError, OSError):

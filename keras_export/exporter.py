@@ -10,20 +10,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import tensorflow as tf
 
-from keras_export import assembly, halves, publishing, staleness, tracking, variables
+from keras_export import (
+    assembly,
+    digests,
+    halves,
+    publishing,
+    staleness,
+    tracking,
+    variables,
+)
 from keras_export import signatures as signature_rules
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
 from keras_export.reports import ExportReport
-
-# A fixed namespace: the identifier of an artifact is derived from its content alone.
-_FINGERPRINT_NAMESPACE = uuid.UUID("3f0b9f5e-6f4f-4d3c-9a35-8c1c5a7f0d11")
 
 
 def save(
@@ -340,6 +344,10 @@ def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) 
     variables.write_bundle(join(directory, "variables", "variables"), values, device)
     for asset in plan.meta_graph.assets:
         gfile.copy(asset.source, join(directory, "assets", asset.filename), overwrite=True)
+    if plan.meta_graph.assets:
+        gfile.makedirs(join(directory, digests.FOLDER))
+        files = [f"assets/{asset.filename}" for asset in plan.meta_graph.assets]
+        _write_file(join(directory, digests.FILE), digests.describe(directory, files))
     _write_file(join(directory, "saved_model.pb"), plan.meta_graph.saved_model)
     if plan.debug_info is not None:
         gfile.makedirs(join(directory, "debug"))
@@ -369,5 +377,5 @@ def _fingerprint(directory: str) -> bytes:
         return proto.SerializeToString(deterministic=True)
     proto.uuid = ""
     content = proto.SerializeToString(deterministic=True)
-    proto.uuid = str(uuid.uuid5(_FINGERPRINT_NAMESPACE, content.hex()))
+    proto.uuid = digests.derived_uuid(content)
     return proto.SerializeToString(deterministic=True)

@@ -28,6 +28,7 @@ from keras_export.bundles import (
 from keras_export.errors import ArgumentError, DamagedFileError, failure
 from keras_export.reports import Signature, format_size
 
+_DEFAULT_KEY = "serving_default"
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
@@ -162,6 +163,57 @@ def inspect(export_dir: str | os.PathLike[str]) -> SavedModelInfo:
         info.tensorflow_version,
         size,
         read_fingerprint(path),
+    )
+
+
+def signature_of(export_dir: str, key: str) -> Signature:
+    """How to call one signature.
+
+    Raises:
+        ArgumentError: the artifact has none of that name.
+    """
+    entry = _entry_of(export_dir, key)
+    return Signature(_specs(entry.inputs), _specs(entry.outputs))
+
+
+def defaults_of(export_dir: str, key: str) -> dict[str, Any]:
+    """The values of inputs that may be left out, as arrays by name. TensorFlow decodes them."""
+    entry = _entry_of(export_dir, key)
+    if not entry.defaults:
+        return {}
+    import tensorflow as tf
+
+    dtypes = {x.key: protos.dtype_name(x.value.dtype) for x in entry.inputs}
+    return {x.key: tf.io.parse_tensor(x.value, dtypes[x.key]).numpy() for x in entry.defaults}
+
+
+def _entry_of(export_dir: str, key: str) -> Any:
+    meta_graph, _ = read_graph(os.fspath(export_dir))
+    entries = {x.key: x.value for x in meta_graph.signature_def if x.key != _INIT_OP_KEY}
+    if key not in entries:
+        raise ArgumentError(
+            failure(f"find a signature of {export_dir}", f"one of {sorted(entries)}", f"{key!r}")
+        )
+    return entries[key]
+
+
+def default_signature(signatures: Mapping[str, Any]) -> str:
+    """The key of the signature that is meant where none is named.
+
+    Raises:
+        ArgumentError: there is none, or there are several and none is `serving_default`.
+    """
+    if _DEFAULT_KEY in signatures:
+        return _DEFAULT_KEY
+    if len(signatures) == 1:
+        return next(iter(signatures))
+    raise ArgumentError(
+        failure(
+            "choose a signature",
+            f"one signature, or one that is called {_DEFAULT_KEY!r}",
+            f"{sorted(signatures)}",
+            "Name the one that you mean.",
+        )
     )
 
 

@@ -21,6 +21,7 @@ _SCALARS = {
     "fixed64": _Field.TYPE_FIXED64,
     "float": _Field.TYPE_FLOAT,
     "int": _Field.TYPE_INT64,  # also int32 and enums: the same on the wire
+    "sint": _Field.TYPE_SINT64,
     "string": _Field.TYPE_STRING,
     "uint": _Field.TYPE_UINT64,
 }
@@ -39,23 +40,31 @@ _MESSAGES = {
     "AttrDef": "name=1:string type=2:string default_value=3:Attr",
     "Saver": "filename_tensor_name=1:string restore_op_name=3:string",
     "SignatureEntry": "key=1:string value=2:Signature",
-    "Signature": "inputs=1:TensorEntry* outputs=2:TensorEntry*",
+    "Signature": "inputs=1:TensorEntry* outputs=2:TensorEntry* defaults=4:DefaultEntry*",
+    "DefaultEntry": "key=1:string value=2:bytes",
     "TensorEntry": "key=1:string value=2:Tensor",
     "Tensor": "name=1:string dtype=2:int tensor_shape=3:Shape coo_sparse=4:Sparse "
     "composite_tensor=5:Composite",
     "Sparse": "values_tensor_name=1:string",
     "Composite": "type_spec=1:TypeSpec components=2:Tensor*",
     "TypeSpec": "type_spec_class=1:int type_state=2:Value type_spec_class_name=3:string",
-    "Value": "tensor_shape_value=31:Shape tensor_dtype_value=32:int tuple_value=52:Values "
-    "named_tuple_value=54:NamedTuple",
+    "Value": "float64_value=11:fixed64? int64_value=12:sint? string_value=13:string? "
+    "bool_value=14:bool? tensor_shape_value=31:Shape? tensor_dtype_value=32:int? "
+    "tensor_spec_value=33:TensorSpec? type_spec_value=34:TypeSpec? list_value=51:Values? "
+    "tuple_value=52:Values? dict_value=53:Dict? named_tuple_value=54:NamedTuple?",
+    "TensorSpec": "name=1:string shape=2:Shape dtype=3:int",
+    "Dict": "fields=1:Pair*",
     "Values": "values=1:Value*",
     "NamedTuple": "name=1:string values=2:Pair*",
     "Pair": "key=1:string value=2:Value",
     "Shape": "dim=2:Dim* unknown_rank=3:bool",
     "Dim": "size=1:int",
     "AssetFile": "tensor_info=1:Tensor filename=2:string",
-    "SavedObjects": "nodes=1:SavedObject*",
-    "SavedObject": "children=1:Child* variable=7:SavedVariable",
+    "SavedObjects": "nodes=1:SavedObject* concrete_functions=2:ConcreteEntry*",
+    "SavedObject": "children=1:Child* function=6:SavedFunction variable=7:SavedVariable",
+    "SavedFunction": "concrete_functions=1:string*",
+    "ConcreteEntry": "key=1:string value=2:Concrete",
+    "Concrete": "canonicalized_input_signature=3:Value",
     "SavedVariable": "dtype=1:int shape=2:Shape trainable=3:bool name=6:string",
     "Child": "node_id=1:int local_name=2:string",
     "CheckpointObjects": "nodes=1:CheckpointObject*",
@@ -81,8 +90,6 @@ _MESSAGES = {
     "Fingerprint": "saved_model_checksum=1:uint graph_def_program_hash=2:uint "
     "signature_def_hash=3:uint saved_object_graph_hash=4:uint checkpoint_hash=5:uint uuid=7:string",
 }
-
-
 def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3"

@@ -8,6 +8,8 @@ so that one process serves many requests; an artifact stays loaded until its han
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import io
 import itertools
 import pickle
@@ -22,8 +24,6 @@ import consumer_values as wire
 import numpy as np
 import tensorflow as tf
 from consumer_gradients import gradients
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 
 
 class _NoKerasExport:
@@ -140,9 +140,7 @@ class CppReader:
     """The C++ loader, through the C API."""
 
     def __init__(self, export_dir: str, tags: Sequence[str]) -> None:
-        import cpp_loader
-
-        self._session = cpp_loader.Session(export_dir, tags)
+        self._session = _cpp_loader().Session(export_dir, tags)
 
     def signatures(self) -> dict[str, dict[str, dict[str, wire.Spec]]]:
         return _signature_specs(self._session.signatures)
@@ -154,6 +152,17 @@ class CppReader:
 
     def close(self) -> None:
         self._session.close()
+
+
+@functools.cache
+def _cpp_loader() -> Any:
+    """By its path: importing keras_export is refused here, and this file of it stands alone."""
+    path = Path(__file__).resolve().parent.parent / "keras_export" / "cpp_loader.py"
+    spec = importlib.util.spec_from_file_location("cpp_loader", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class LayerReader:

@@ -1,9 +1,9 @@
 """TensorFlow's C++ SavedModel loader, through the C API, as TensorFlow Serving and others use it.
 
 In: a SavedModel directory and numpy arrays by the input names of a signature. Out: numpy arrays by
-its output names. The graph is loaded, restored and run by C++ alone: Python's own loader, Keras and
-the code of the model take no part. TensorFlow's Python package only parses the returned
-MetaGraphDef and names the dtypes.
+its output names. The invariant: the graph is loaded, restored and run by C++ alone; Python's own
+loader, Keras and the code of the model take no part, and TensorFlow's Python package only parses
+the returned MetaGraphDef and names the dtypes. The file needs no other of this package.
 
     with Session("exports/1") as session:
         session.run("serving_default", {"image": images})["digit"]
@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
 
 _LIBRARIES = {"linux": "libtensorflow_cc.so.2", "darwin": "libtensorflow_cc.2.dylib"}
+_STRING = tf.string.as_datatype_enum
 _TSTRING_BYTES = 24  # sizeof(TF_TString), part of the ABI that kernels are compiled against
 
 
@@ -184,7 +183,7 @@ class Session:
         finally:
             api.TF_DeleteBuffer(buffer)
             api.TF_DeleteSessionOptions(options)
-        self.meta_graph = meta_graph_pb2.MetaGraphDef.FromString(content)
+        self.meta_graph = tf.compat.v1.MetaGraphDef.FromString(content)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -307,7 +306,7 @@ def _tensors(arrays: Any) -> Iterator[list[int]]:
 def _new_tensor(array: np.ndarray) -> int:
     api = _api()
     strings = array.dtype == object
-    dtype = types_pb2.DT_STRING if strings else tf.dtypes.as_dtype(array.dtype).as_datatype_enum
+    dtype = _STRING if strings else tf.dtypes.as_dtype(array.dtype).as_datatype_enum
     size = array.size * _TSTRING_BYTES if strings else array.nbytes
     dims = (ctypes.c_int64 * array.ndim)(*array.shape)
     handle = api.TF_AllocateTensor(dtype, dims, array.ndim, size)
@@ -330,7 +329,7 @@ def _fill_strings(start: int | None, array: np.ndarray) -> None:
 def _delete_tensor(handle: int) -> None:
     """Frees a tensor of ours. The strings in it are ours too: TF_DeleteTensor leaves them."""
     api = _api()
-    if api.TF_TensorType(handle) == types_pb2.DT_STRING:
+    if api.TF_TensorType(handle) == _STRING:
         start = api.TF_TensorData(handle) or 0
         for place in range(api.TF_TensorByteSize(handle) // _TSTRING_BYTES):
             api.TF_StringDealloc(start + place * _TSTRING_BYTES)
@@ -343,7 +342,7 @@ def _taken(handle: int) -> np.ndarray:
     try:
         shape = [api.TF_Dim(handle, axis) for axis in range(api.TF_NumDims(handle))]
         dtype, start = api.TF_TensorType(handle), api.TF_TensorData(handle)
-        if dtype == types_pb2.DT_STRING:
+        if dtype == _STRING:
             return _strings(start, shape)
         content = ctypes.string_at(start, api.TF_TensorByteSize(handle)) if start else b""
         as_numpy = np.dtype(tf.dtypes.as_dtype(dtype).as_numpy_dtype)
