@@ -28,7 +28,6 @@ from keras_export.errors import DamagedFileError
 from keras_export.reports import Signature, format_size
 
 _CHUNK_ELEMENTS = 1 << 22
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SHOWN_LAYERS = 20
 # Attributes that hold names, or how the writer wanted the graph to be run.
 _INCIDENTAL = frozenset({"shared_name", "container", "config_proto", "debug_name"})
@@ -269,19 +268,16 @@ class _Side:
 
     def _by_name(self) -> dict[str, str]:
         """Checkpoint keys by what the variables are called; one key where it is stored twice."""
-        names = crosschecks.variable_names(self.meta_graph, self.bundle)
         keys = defaultdict(list)
-        for key in sorted(set(self.bundle.entries) - {OBJECT_GRAPH_KEY}):
-            path = key.removesuffix(_SUFFIX)
-            name = names.get(key, "")
-            keys[name if "/" in name else path].append(key)
+        for key in self.info.variables:
+            keys[self.info.name_of(key)].append(key)
         found = {}
         for name, candidates in keys.items():
             stored = {self._stored(key) for key in candidates}
             if len(stored) == 1:
                 found[name] = candidates[0]
             else:
-                found.update({key.removesuffix(_SUFFIX): key for key in candidates})
+                found.update({inspection.path_of(key): key for key in candidates})
         return found
 
     def _by_attribute(self) -> dict[str, tuple[str, ...]]:
@@ -429,7 +425,7 @@ def _compare_variables(
             progress("variables", done, total)
             distance = _distance(one.bundle, two.bundle, x, y)
             done += one.bundle.entries[x].size
-            layers[name.rpartition("/")[0] or name].append(distance)
+            layers[inspection.layer_of(name)].append(distance)
             if distance.moved:
                 shown = _shown(one, x)
                 changes.append(VariableChange(name, "moved", shown, shown, *distance.told()))

@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from keras_export import protos
+from keras_export import object_graphs, protos
 from keras_export.bundles import OBJECT_GRAPH_KEY, Bundle
 from keras_export.inspection import nodes_of
 
 Finding = tuple[str, str, str]
 
-_VALUE = "VARIABLE_VALUE"
 # Ops that open files by name.
 _OF_FILES = re.compile(
     r"File|TFRecord|TextLine|FixedLengthRecord|CSVDataset|LoadDataset|SqlDataset|LMDB|Reader"
@@ -107,37 +106,12 @@ def names_functions(attribute: Any) -> bool:
     return attribute.HasField("func") or bool(attribute.list.func)
 
 
-def variable_names(meta_graph: Any, bundle: Bundle) -> dict[str, str]:
-    """What the object graph calls the variables, by checkpoint key."""
-    saved, stored = meta_graph.object_graph_def.nodes, _stored_objects(bundle)
-    if not saved or not stored:
-        return {}
-    _, pairs = _walk(saved, stored)
-    return {
-        x.checkpoint_key: saved[number].variable.name
-        for number, places in pairs.items()
-        for place in places
-        for x in stored[place].attributes
-        if saved[number].HasField("variable") and x.name == _VALUE
-    }
-
-
-def _stored_objects(bundle: Bundle) -> Any:
-    if OBJECT_GRAPH_KEY not in bundle.entries:
-        return ()
-    try:
-        (content,) = bundle.strings(OBJECT_GRAPH_KEY)
-        return protos.CheckpointObjects.FromString(content).nodes
-    except (OSError, ValueError, IndexError, protos.DecodeError):
-        return ()  # damaged or missing: named by those who check the files
-
-
 def _unreached_variables(meta_graph: Any, bundle: Bundle) -> Iterator[Finding]:
     """Variables that Python's loader would look for in the checkpoint's object graph in vain."""
-    saved, stored = meta_graph.object_graph_def.nodes, _stored_objects(bundle)
+    saved, stored = meta_graph.object_graph_def.nodes, object_graphs.stored_objects(bundle)
     if not saved or not stored:
         return
-    paths, pairs = _walk(saved, stored)
+    paths, pairs = object_graphs.walk(saved, stored)
     for number, path in paths.items():
         variable = saved[number].variable
         if not saved[number].HasField("variable"):
@@ -147,7 +121,7 @@ def _unreached_variables(meta_graph: Any, bundle: Bundle) -> Iterator[Finding]:
             x.checkpoint_key
             for place in pairs.get(number, ())
             for x in stored[place].attributes
-            if x.name == _VALUE
+            if x.name == object_graphs.VALUE
         ]
         found = [bundle.entries[key] for key in keys if key in bundle.entries]
         if not keys or len(found) < len(keys):
@@ -166,35 +140,6 @@ def _unreached_variables(meta_graph: Any, bundle: Bundle) -> Iterator[Finding]:
                     f"the graph has it as {dtype}{_listed(shape)}, variables/variables.index as "
                     f"{entry.dtype}{_listed(entry.shape)}",
                 )
-
-
-def _walk(saved: Any, stored: Any) -> tuple[dict[int, str], dict[int, set[int]]]:
-    """The path of each saved object, and what it is called in the checkpoint, from the roots."""
-    paths, pairs = {0: "obj"}, {0: {0}}
-    queue = [(0, 0)]
-    while queue:
-        ours, theirs = queue.pop(0)
-        by_name = {child.local_name: child.node_id for child in stored[theirs].children}
-        for child in saved[ours].children:
-            paths.setdefault(child.node_id, f"{paths[ours]}.{child.local_name}")
-            place = by_name.get(child.local_name)
-            known = pairs.setdefault(child.node_id, set())
-            if place is not None and place not in known:
-                known.add(place)
-                queue.append((child.node_id, place))
-    _name_the_rest(saved, paths)
-    return paths, pairs
-
-
-def _name_the_rest(saved: Any, paths: dict[int, str]) -> None:
-    """Paths of what hangs below an object that the checkpoint does not know."""
-    queue = list(paths)
-    while queue:
-        ours = queue.pop(0)
-        for child in saved[ours].children:
-            if child.node_id not in paths:
-                paths[child.node_id] = f"{paths[ours]}.{child.local_name}"
-                queue.append(child.node_id)
 
 
 def _fits(stored: tuple[int, ...], declared: tuple[int | None, ...] | None) -> bool:

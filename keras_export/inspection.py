@@ -13,10 +13,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from keras_export import protos
+from keras_export import object_graphs, protos
 from keras_export.bundles import (
     OBJECT_GRAPH_KEY,
     Bundle,
@@ -26,8 +26,10 @@ from keras_export.bundles import (
     read_bundle,
 )
 from keras_export.errors import ArgumentError, DamagedFileError, failure
-from keras_export.reports import Signature, format_size
+from keras_export.reports import Signature, format_size, listed
 
+_VALUE_SUFFIX = f"/.ATTRIBUTES/{object_graphs.VALUE}"
+_SHOWN_VARIABLES, _SHOWN_OPS = 12, 8
 _DEFAULT_KEY = "serving_default"
 _INIT_OP_KEY = "__saved_model_init_op"
 
@@ -69,6 +71,7 @@ class SavedModelInfo:
         producer: the TensorFlow release that wrote it.
         graph_bytes: size of `saved_model.pb`.
         fingerprint: the hashes in `fingerprint.pb`; empty without that file.
+        names: what the variables are called, by checkpoint key, where the artifact tells.
     """
 
     export_dir: str
@@ -81,6 +84,32 @@ class SavedModelInfo:
     producer: str
     graph_bytes: int
     fingerprint: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of all variables."""
+        return sum(size for _, _, size in self.variables.values())
+
+    def name_of(self, key: str) -> str:
+        """What the variable at a checkpoint key is called: its name, or a path that says more."""
+        name = self.names.get(key, "")
+        return name if "/" in name else path_of(key)
+
+    def by_size(self) -> list[tuple[str, str, int]]:
+        """Name, dtype with shape, and bytes of every variable, the largest first."""
+        rows = [
+            (self.name_of(key), str(Spec(shape, dtype)), size)
+            for key, (shape, dtype, size) in self.variables.items()
+        ]
+        return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+    def layers(self) -> dict[str, int]:
+        """Bytes by layer, the largest first: what the names of the variables begin with."""
+        found: Counter[str] = Counter()
+        for name, _, size in self.by_size():
+            found[layer_of(name)] += size
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that JSON can hold."""
@@ -92,7 +121,12 @@ class SavedModelInfo:
                 for key, x in self.signatures.items()
             },
             "variables": {
-                key: {"shape": list(shape), "dtype": dtype, "bytes": size}
+                key: {
+                    "name": self.name_of(key),
+                    "shape": list(shape),
+                    "dtype": dtype,
+                    "bytes": size,
+                }
                 for key, (shape, dtype, size) in self.variables.items()
             },
             "ops": dict(self.ops),
@@ -104,27 +138,55 @@ class SavedModelInfo:
         }
 
     def __str__(self) -> str:
-        stored = sum(size for _, _, size in self.variables.values())
         lines = [f"{self.export_dir}: written by TensorFlow {self.producer}"]
         lines += [f"  tags: {', '.join(self.tags)}"]
         lines += [f"  {key}{signature}" for key, signature in self.signatures.items()]
-        lines += [f"  {len(self.variables)} variables, {format_size(stored)}"]
+        lines += [f"  {len(self.variables)} variables, {format_size(self.stored_bytes)}"]
+        shown = self.by_size()[:_SHOWN_VARIABLES]
+        lines += [f"    {format_size(size):>8}  {name}  {spec}" for name, spec, size in shown]
+        left = len(self.variables) - len(shown)
+        lines += [f"    and {left} smaller ones"] if left else []
         lines += [
             f"  {sum(self.ops.values())} nodes of {len(self.ops)} ops in {self.functions} "
             f"functions, {format_size(self.graph_bytes)}"
         ]
+        most = sorted(self.ops.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_OPS]
+        lines += ["    " + ", ".join(f"{count} {op}" for op, count in most)] if most else []
         lines += [f"  asset: {name}" for name in self.assets]
+        lines += [f"  {name}: {value}" for name, value in self.fingerprint.items()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(signature))}</td></tr>"
+        signatures = "".join(
+            f"<tr><td>{html.escape(key)}</td><td>{html.escape(listed(signature.inputs))}</td>"
+            f"<td>{html.escape(listed(signature.outputs))}</td></tr>"
             for key, signature in self.signatures.items()
         )
-        return (
-            f"<p><b>{html.escape(self.export_dir)}</b></p><table>{rows}</table>"
-            f"<pre>{html.escape(str(self))}</pre>"
+        variables = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(spec)}</td>"
+            f"<td>{format_size(size)}</td></tr>"
+            for name, spec, size in self.by_size()[:_SHOWN_VARIABLES]
         )
+        left = max(len(self.variables) - _SHOWN_VARIABLES, 0)
+        return (
+            f"<p><b>{html.escape(self.export_dir)}</b>: {len(self.variables)} variables, "
+            f"{format_size(self.stored_bytes)}; {sum(self.ops.values())} nodes of {len(self.ops)} "
+            f"ops, {format_size(self.graph_bytes)}; {len(self.assets)} assets; written by "
+            f"TensorFlow {html.escape(self.producer)}</p>"
+            f"<table><tr><th>signature</th><th>inputs</th><th>outputs</th></tr>{signatures}</table>"
+            f"<table><tr><th>variable</th><th>shape</th><th>bytes</th></tr>{variables}</table>"
+            + (f"<p>and {left} smaller ones</p>" if left else "")
+        )
+
+
+def path_of(key: str) -> str:
+    """The path of a variable, without what the format puts behind it."""
+    return key.removesuffix(_VALUE_SUFFIX)
+
+
+def layer_of(name: str) -> str:
+    """What a variable's name says of its layer; the name itself if it says nothing."""
+    return name.rpartition("/")[0] or name
 
 
 def inspect(export_dir: str | os.PathLike[str]) -> SavedModelInfo:
@@ -163,6 +225,7 @@ def inspect(export_dir: str | os.PathLike[str]) -> SavedModelInfo:
         info.tensorflow_version,
         size,
         read_fingerprint(path),
+        object_graphs.variable_names(meta_graph, bundle) if bundle is not None else {},
     )
 
 

@@ -31,7 +31,7 @@ class Signature:
     outputs: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"({_listed(self.inputs)}) -> ({_listed(self.outputs)})"
+        return f"({listed(self.inputs)}) -> ({listed(self.outputs)})"
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class ExportReport:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(key)}</td><td>{html.escape(_listed(signature.inputs))}</td>"
-            f"<td>{html.escape(_listed(signature.outputs))}</td></tr>"
+            f"<tr><td>{html.escape(key)}</td><td>{html.escape(listed(signature.inputs))}</td>"
+            f"<td>{html.escape(listed(signature.outputs))}</td></tr>"
             for key, signature in self.signatures.items()
         )
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
@@ -177,7 +177,8 @@ class ExportReport:
         )
 
 
-def _listed(specs: Mapping[str, Any]) -> str:
+def listed(specs: Mapping[str, Any]) -> str:
+    """Inputs or outputs as text."""
     return ", ".join(f"{name}: {_spec(spec)}" for name, spec in specs.items())
 
 

@@ -16,8 +16,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what was found; 1 if the target cannot load the artifact as it is meant."""
-    from keras_export import compatibility
+    from keras_export import compatibility, terminal
 
     report = compatibility.check(options.artifact, options.target)
-    print(compatibility.to_json(report) if options.json else report)
+    if options.json:
+        print(compatibility.to_json(report))
+    else:
+        terminal.tell(report, options.quiet and report.ok)
     return 0 if report.ok else 1

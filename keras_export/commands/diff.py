@@ -18,8 +18,12 @@ def run(options: argparse.Namespace) -> int:
     """Prints what differs; 1 if anything does."""
     import json
 
-    from keras_export import comparison
+    from keras_export import comparison, terminal
 
-    found = comparison.diff(options.a, options.b)
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+    with terminal.watched(options.quiet) as progress:
+        found = comparison.diff(options.a, options.b, on_progress=progress)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        terminal.tell(found, options.quiet)
     return 1 if found else 0

@@ -22,11 +22,17 @@ def run(options: argparse.Namespace) -> int:
     """Prints what is wrong; 1 if anything is."""
     import json
 
-    from keras_export import verification
+    from keras_export import terminal, verification
 
     given = _given(options)
-    report = verification.verify(options.artifact, run=not options.files_only, **given)
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+    with terminal.watched(options.quiet) as progress:
+        report = verification.verify(
+            options.artifact, run=not options.files_only, on_progress=progress, **given
+        )
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        terminal.tell(report, options.quiet and report.ok)
     return 0 if report.ok else 1
 
 
