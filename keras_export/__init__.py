@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from keras_export.mixin import with_export as with_export
     from keras_export.reports import ExportReport as ExportReport
     from keras_export.reports import Signature as Signature
+    from keras_export.trainings import TrainingReport as TrainingReport
     from keras_export.verification import Problem as Problem
     from keras_export.verification import VerificationReport as VerificationReport
     from keras_export.verification import verify as verify
@@ -66,6 +67,7 @@ _HOMES = {
     "Signature": "keras_export.reports",
     "Snapshot": "keras_export.exporter",
     "StrippedAttributes": "keras_export.attributes",
+    "TrainingReport": "keras_export.trainings",
     "VariableChange": "keras_export.comparison",
     "VerificationReport": "keras_export.verification",
     "check": "keras_export.compatibility",

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_export import keras_models, publishing
+from keras_export import contracts, keras_models, publishing
 from keras_export import tf_internals as tfi
 from keras_export.background import Worker
 from keras_export.errors import (
@@ -34,10 +34,18 @@ from keras_export.exporter import Exporter, Snapshot
 from keras_export.outcomes import Outcomes
 from keras_export.ranking import Ranking
 from keras_export.reports import ExportReport
+from keras_export.sharing import SharedFiles
 from keras_export.templates import Template, listed
+from keras_export.trainings import TrainingReport
+from keras_export.versions import Version, VersionFolder
 
 _MONITOR = "val_loss"
 _ATTEMPTS = 10  # how often others may take a version number between our look and our rename
+
+
+_SCALAR = tf.compat.v1.SummaryMetadata()
+_SCALAR.plugin_data.plugin_name = "scalars"
+_SCALAR.data_class = 1  # DATA_CLASS_SCALAR of tensorflow/core/framework/summary.proto
 
 
 class MissingMetricWarning(UserWarning):
@@ -52,6 +60,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     artifact appears complete or not at all. It holds the model in inference mode, without its
     optimizer. One object may serve several `fit`s: the best value, the count of batches and the
     reports go on.
+
+    Weights that do not train are written once: a version links what it shares with an earlier one,
+    where the file system has hard links, and is whole without it.
+
+    Under a strategy of `tf.distribute` with several workers the chief alone publishes; each worker
+    must have the callback, since all take part in reading the weights.
 
     Training waits only until the weights of the moment are held by reference; another thread
     writes them. As long as an export is pending, a weight that training changes is copied by
@@ -75,6 +89,18 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         save_freq: `"epoch"`, or after how many batches to export, counted across epochs. With
             `steps_per_execution` it is looked at after each execution.
         initial_value_threshold: with `save_best_only`, the value that the first must beat.
+        keep_last: how many of the newest exports stay; the others are deleted. All stay if neither
+            this nor `keep_best` is given. Needs a placeholder in `filepath`.
+        keep_best: how many of the best by `monitor` stay, beside those of `keep_last`. NaN is
+            worse than everything. Needs a placeholder likewise.
+        signature_lock: refuse to publish what clients of the version before could not call in the
+            same way: other signatures, or names, dtypes or shapes of inputs and outputs.
+        pointers: keep the symlinks `<folder>-latest` and `<folder>-best` beside the folder of the
+            versions, to the newest and the best of them; files with the path in it where there
+            are no symlinks.
+        tensorboard: a writer of `tf.summary.create_file_writer`, which gets the seconds, the stall
+            and the bytes of each export, and the monitored value, by epoch, or by batch where
+            exports go by batches.
         background: write in another thread while training goes on.
         max_pending: how many exports may wait for that thread or be under way in it.
         when_busy: what a further one does: `"wait"` lets training wait for a place, `"skip"`
@@ -83,6 +109,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         input_signature: as in `keras_export.export`.
         names: as in `keras_export.export`.
         output_names: as in `keras_export.export`.
+        weights: as in `keras_export.export`.
+        variables_dtype: as in `keras_export.export`.
         include_optimizer: as in `keras_export.export`.
         state_updates: as in `keras_export.export`.
         options: `tf.saved_model.SaveOptions`.
@@ -98,6 +126,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         reports: an `ExportReport` for each export, with `epoch`, `batch`, `version`, `logs` and
             `stall_seconds`, the time that training waited for it.
         skipped: how many exports `when_busy="skip"` left out.
+        report: a `TrainingReport` of all exports so far: `print` it, or `report.plot()`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument cannot be used. In `fit`: a placeholder
@@ -130,27 +159,40 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         save_freq: Literal["epoch"] | int = "epoch",
         initial_value_threshold: float | None = None,
         *,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
         background: bool = True,
         max_pending: int = 1,
         when_busy: Literal["wait", "skip"] = "wait",
+        signature_lock: bool = False,
+        on_export: Callable[[ExportReport], object] | None = None,
+        on_error: Literal["raise", "warn"] = "raise",
+        pointers: bool = False,
+        tensorboard: tf.summary.SummaryWriter | None = None,
         signatures: Any = None,
         input_signature: Any = None,
         names: Literal["layers", "keras"] = "layers",
         output_names: Sequence[str] | Mapping[str, str] | None = None,
+        weights: Literal["ema"] | None = None,
+        variables_dtype: Literal["float16", "bfloat16"] | None = None,
         include_optimizer: bool = False,
         state_updates: Literal["report", "refuse"] = "report",
         options: tf.saved_model.SaveOptions | None = None,
-        on_export: Callable[[ExportReport], object] | None = None,
-        on_error: Literal["raise", "warn"] = "raise",
     ):
         super().__init__()
         _refuse_weights_only(save_weights_only)
         _check_on_export(on_export)
+        _check_tensorboard(tensorboard)
         _check_choice("when_busy", when_busy, ("wait", "skip"))
         _check_choice("on_error", on_error, ("raise", "warn"))
         self.save_freq = _checked_frequency(save_freq)
         self._template = Template(filepath, with_batch=self.save_freq != "epoch")
         self._ranking = Ranking(monitor, mode, initial_value_threshold)
+        self._versions = _versions_of(self._template, self._ranking, keep_last, keep_best, pointers)
+        self._locks_signatures = signature_lock
+        self._tensorboard = tensorboard
+        self._points = pointers
+        self._is_ranked = save_best_only or keep_best is not None
         self.filepath = self._template.text
         self.monitor = monitor
         self.verbose = verbose
@@ -165,6 +207,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             "input_signature": input_signature,
             "names": names,
             "output_names": output_names,
+            "weights": weights,
+            "variables_dtype": variables_dtype,
             "include_optimizer": include_optimizer,
             "state_updates": state_updates,
         }
@@ -173,27 +217,44 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         self._worker = Worker(_count("max_pending", max_pending)) if background else None
         self._outcomes = Outcomes(on_error)
         self._batches = _BatchCount()
+        self._shared = SharedFiles()
+        self._must_look_for_frozen = True
         self._exporter: Exporter | None = None
         self._exporter_model: Any = None
         self._recorded_model: Any = None
         self._epoch = 0
-        self._last_version = 0
         self._warned = False
 
     @property
     def best(self) -> float | None:
         return self._ranking.best
 
+    @property
+    def report(self) -> TrainingReport:
+        """All exports so far, as a table and a plot."""
+        versions, best = self._versions, self._versions.best
+        return TrainingReport(
+            tuple(self.reports),
+            frozenset(publishing.resolved(versions.path_of(x)) for x in versions.kept),
+            self.monitor,
+            None if best is None else publishing.resolved(versions.path_of(best)),
+            self.skipped,
+        )
+
     def set_model(self, model: Any) -> None:
         if model is not self._exporter_model:
             self._exporter = self._exporter_model = None
+            self._shared = SharedFiles()
         super().set_model(model)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._warned = False
+        self._must_look_for_frozen = True
         self._tell()
         with self._outcomes.of_a_failure():
-            publishing.check_target(self._template.fixed_folder)
+            if self._strategy.extended.should_checkpoint:
+                publishing.check_target(self._template.fixed_folder)
+                self._versions.open()
         self._start_recording()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -229,8 +290,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         started = time.perf_counter()
         metrics = _as_floats(logs or {})
         with self._outcomes.of_a_failure():
-            if self._is_wanted(metrics) and self._has_place():
-                self._hand_over(epoch, batch, metrics, started)
+            # To read some variables takes all workers, and only the chief knows what is wanted.
+            together = isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy)
+            snapshot = self._snapshot() if together else None
+            is_chief = self._strategy.extended.should_checkpoint
+            if is_chief and self._is_wanted(metrics) and self._has_place():
+                self._hand_over(snapshot, epoch, batch, metrics, started)
         if self._worker is None:
             self._tell()
 
@@ -240,14 +305,13 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     def _is_wanted(self, metrics: Mapping[str, float]) -> bool:
         value = metrics.get(self.monitor)
         # Who only ever took the default did not ask for the metric.
-        if value is None and (self.save_best_only or self.monitor != _MONITOR):
+        if value is None and (self._is_ranked or self.monitor != _MONITOR):
             self._warn_of_missing(metrics)
+        if (self._is_ranked or self._points) and value is not None:
+            self._ranking.learn_direction(self.model)
         if not self.save_best_only:
             return True
-        if value is None:
-            return False
-        self._ranking.learn_direction(self.model)
-        return self._ranking.is_better(value)
+        return value is not None and self._ranking.is_better(value)
 
     def _has_place(self) -> bool:
         if self._worker is None:
@@ -260,12 +324,26 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         return True
 
     def _hand_over(
-        self, epoch: int, batch: int | None, metrics: Mapping[str, float], started: float
+        self,
+        snapshot: Snapshot | None,
+        epoch: int,
+        batch: int | None,
+        metrics: Mapping[str, float],
+        started: float,
     ) -> None:
         counts = {"epoch": epoch} if batch is None else {"epoch": epoch, "batch": batch}
         values = {**metrics, **counts}
         self._template.check(values)
-        export = _Export(self._snapshot(), values, epoch, batch, metrics, self._reason(metrics))
+        export = _Export(
+            snapshot or self._snapshot(),
+            self._shared,
+            values,
+            epoch,
+            batch,
+            metrics,
+            self._reason(metrics),
+            epoch if batch is None else self._batches.total,
+        )
         if self.save_best_only:
             self._ranking.claim(metrics[self.monitor])
         export.stall_seconds = time.perf_counter() - started
@@ -290,6 +368,11 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
     def _moment(self) -> str:
         return "at the end of an epoch" if self.save_freq == "epoch" else "at the end of a batch"
 
+    @property
+    def _strategy(self) -> tf.distribute.Strategy:
+        found = getattr(self.model, "distribute_strategy", None)
+        return found or tf.distribute.get_strategy()
+
     def _start_recording(self) -> None:
         """Lets a model without symbolic inputs remember what it is called with, for its export."""
         has_inputs = isinstance(self.model, (keras.Sequential, tfi.keras_functional_class()))
@@ -302,6 +385,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         if self._exporter is None:
             self._exporter = Exporter(self.model, **self._export_options)
             self._exporter_model = self.model
+        if self._must_look_for_frozen:
+            self._must_look_for_frozen = False
+            self._shared.expect(keras_models.frozen_variables(self.model))
         return self._exporter.snapshot()
 
     def _reason(self, metrics: Mapping[str, float]) -> str:
@@ -319,46 +405,68 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         """Writes and publishes an export, and takes note of what came of it."""
         published = False
         try:
-            report = self._write(export)
+            report, version = self._write(export)
             published = True
             stall = export.stall_seconds if started is None else time.perf_counter() - started
-            self._published(dataclasses.replace(report, stall_seconds=stall), export)
+            self._published(dataclasses.replace(report, stall_seconds=stall), export, version)
         except BaseException as error:  # whatever ends a thread would be lost with it
             self._outcomes.add_error(error, export.path or self.filepath)
         finally:
             if self.save_best_only:
                 self._ranking.settle(export.metrics[self.monitor], exported=published)
 
-    def _write(self, export: _Export) -> ExportReport:
-        if self._template.is_numbered:
-            report = self._write_version(export, _ATTEMPTS)
-        else:
-            export.path = self._template.filled(export.values)
-            report = export.snapshot.write(export.path)
+    def _write(self, export: _Export) -> tuple[ExportReport, Version]:
+        for attempt in range(1, _ATTEMPTS + 1):
+            number = self._versions.next_number(export.values)
+            export.path = self._template.filled({**export.values, "version": number})
+            place = self._template.relative(export.path)
+            version = Version(place, number, export.epoch, export.batch, export.metrics)
+            try:
+                return self._write_version(export, version), version
+            except TargetError as error:
+                taken = self._template.is_numbered and error.errno == errno.EEXIST
+                if not taken or attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _write_version(self, export: _Export, version: Version) -> ExportReport:
+        is_numbered = self._template.is_numbered
+        report = export.snapshot.write(
+            str(export.path),
+            exclusive=is_numbered,
+            extras=self._versions.record(version),
+            shared=export.shared,
+            check=self._check_for(str(export.path)),
+        )
         return dataclasses.replace(
-            report, epoch=export.epoch, batch=export.batch, logs=export.metrics
+            report,
+            version=version.number if is_numbered else None,
+            epoch=export.epoch,
+            batch=export.batch,
+            logs=export.metrics,
         )
 
-    def _write_version(self, export: _Export, attempts: int) -> ExportReport:
-        version = 1 + max(self._last_version, *self._template.versions(export.values), 0)
-        self._last_version = version
-        export.path = path = self._template.filled({**export.values, "version": version})
-        try:
-            return dataclasses.replace(export.snapshot.write(path, exclusive=True), version=version)
-        except TargetError as error:
-            if error.errno != errno.EEXIST or attempts == 1:
-                raise
-        return self._write_version(export, attempts - 1)
+    def _check_for(self, path: str) -> Callable[[str], None] | None:
+        """What a version must pass before it is published."""
+        previous = self._versions.newest() if self._locks_signatures else None
+        if previous is None:
+            return None
+        return lambda staged: contracts.refuse_other_signatures(staged, previous, path)
 
-    def _published(self, report: ExportReport, export: _Export) -> None:
+    def _published(self, report: ExportReport, export: _Export, version: Version) -> None:
         """Takes note of an export that readers can see now."""
+        self.reports.append(report)
         if self.verbose:
             batch = "" if report.batch is None else f", batch {report.batch}"
             line = f"Epoch {report.epoch}{batch}: {export.reason}exported {report.export_dir}"
             self._outcomes.add_line(line)
-        self.reports.append(report)
-        if self._on_export is not None:
-            self._on_export(report)
+        try:
+            self._versions.published(version)
+        finally:  # the export is there, whatever became of the others
+            if self._on_export is not None:
+                self._on_export(report)
+        if self._tensorboard is not None:
+            _log(report, self._tensorboard, self.monitor, export.step)
         self._outcomes.add_success()
 
 
@@ -367,11 +475,13 @@ class _Export:
     """An export on its way: the values of a moment, and what is known of the moment."""
 
     snapshot: Snapshot
+    shared: SharedFiles
     values: Mapping[str, float]
     epoch: int
     batch: int | None
     metrics: Mapping[str, float]
     reason: str
+    step: int
     path: str | None = None
     stall_seconds: float = 0.0
 
@@ -417,6 +527,41 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         expected = f"{name}={' or '.join(map(repr, choices))}"
         raise _wrong(expected, f"{name}={value!r}")
+
+
+def _versions_of(
+    template: Template, ranking: Ranking, last: Any, best: Any, pointers: bool
+) -> VersionFolder:
+    counts = {"keep_last": last, "keep_best": best}
+    for name, value in {**counts, "pointers": pointers or None}.items():
+        if value is not None and template.is_fixed:
+            mend = "An export replaces the one before where the path has no placeholder."
+            raise _wrong("a placeholder in filepath", f"{name}={value!r}", mend)
+    kept = {k: None if value is None else _count(k, value) for k, value in counts.items()}
+    return VersionFolder(template, ranking, **kept, pointers=pointers)
+
+
+def _check_tensorboard(writer: Any) -> None:
+    if writer is not None and not hasattr(writer, "as_default"):
+        expected = "a writer of tf.summary.create_file_writer"
+        received = f"tensorboard={writer!r}"
+        raise ArgumentTypeError(failure("set up SavedModelCheckpoint", expected, received))
+
+
+def _log(report: ExportReport, writer: Any, monitor: str, step: int) -> None:
+    values = {
+        "seconds": sum(report.seconds.values()),
+        "stall_seconds": report.stall_seconds,
+        "bytes_written": report.bytes_written,
+        "bytes_shared": report.bytes_shared,
+        monitor: report.logs.get(monitor),
+    }
+    with writer.as_default(step=step):
+        for name, value in values.items():
+            if value is not None:
+                # tf.summary.scalar is a part of TensorBoard, which need not be here.
+                tf.summary.write(f"export/{name}", tf.constant(value, "float32"), metadata=_SCALAR)
+    writer.flush()
 
 
 def _checked_frequency(save_freq: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -28,6 +28,7 @@ from keras_export import signatures as signature_rules
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
 from keras_export.reports import ExportReport
+from keras_export.sharing import SharedFiles
 
 
 def save(
@@ -275,12 +276,25 @@ class Snapshot:
         self._values = values
         self._seconds = dict(seconds)
 
-    def write(self, export_dir: str | os.PathLike[str], *, exclusive: bool = False) -> ExportReport:
+    def write(
+        self,
+        export_dir: str | os.PathLike[str],
+        *,
+        exclusive: bool = False,
+        extras: Mapping[str, bytes] | None = None,
+        shared: SharedFiles | None = None,
+        check: Callable[[str], None] | None = None,
+    ) -> ExportReport:
         """Writes the artifact and publishes it in one step.
 
         Args:
             export_dir: as in `save`.
             exclusive: refuse a target that exists.
+            extras: files for `assets.extra/`, by name.
+            shared: what earlier artifacts of the same exporter hold, to be linked where it is the
+                same; from one thread at a time.
+            check: is called with the path of the complete artifact before it is published; what it
+                raises keeps it from that.
 
         Returns:
             What was written.
@@ -289,20 +303,28 @@ class Snapshot:
             TargetError: the target cannot be written; it is as it was, and no other file is left.
         """
         started = time.perf_counter()
+        shared = shared or SharedFiles()
         with publishing.stage(export_dir) as staging:
-            size = _write_files(self._plan, self._values, staging.path)
+            with publishing.explained(staging.target):
+                size = _write_files(self._plan, self._values, staging.path, extras or {}, shared)
             written = time.perf_counter()
+            if check is not None:
+                check(staging.path)
+            checked = time.perf_counter()
             staging.commit(exclusive=exclusive)
             target = staging.target
         published = time.perf_counter()
+        shared.published(target)
         return ExportReport(
             target,
             self._plan.signatures,
-            bytes_written=size,
+            bytes_written=size - shared.bytes_linked,
+            bytes_shared=shared.bytes_linked,
             seconds={
                 **self._seconds,
                 "write": written - started,
-                "publish": published - written,
+                **({} if check is None else {"check": checked - written}),
+                "publish": published - checked,
             },
             notes=list(self._plan.notes),
         )
@@ -332,31 +354,33 @@ def _stamp(request: assembly.ExportRequest) -> staleness.Stamp:
     return staleness.Stamp(request.obj, with_optimizer or request.weights is not None)
 
 
-def _write_files(plan: assembly.Plan, values: variables.Values, directory: str) -> int:
+def _write_files(
+    plan: assembly.Plan,
+    values: variables.Values,
+    directory: str,
+    extras: Mapping[str, bytes],
+    shared: SharedFiles,
+) -> int:
     """Writes all files of an artifact; returns their bytes."""
     join, gfile = tf.io.gfile.join, tf.io.gfile
     gfile.makedirs(join(directory, "variables"))
     gfile.makedirs(join(directory, "assets"))
-    device = plan.options.experimental_io_device
-    sharding = getattr(plan.options, "experimental_sharding_callback", None)
-    values = variables.cast(values, plan.stored_as)
-    values = variables.shard(values, sharding) if sharding is not None else values
-    variables.write_bundle(join(directory, "variables", "variables"), values, device)
-    for asset in plan.meta_graph.assets:
-        gfile.copy(asset.source, join(directory, "assets", asset.filename), overwrite=True)
-    if plan.meta_graph.assets:
-        gfile.makedirs(join(directory, digests.FOLDER))
-        files = [f"assets/{asset.filename}" for asset in plan.meta_graph.assets]
-        _write_file(join(directory, digests.FILE), digests.describe(directory, files))
-    _write_file(join(directory, "saved_model.pb"), plan.meta_graph.saved_model)
     if plan.debug_info is not None:
         gfile.makedirs(join(directory, "debug"))
-        _write_file(join(directory, "debug", "saved_model_debug_info.pb"), plan.debug_info)
+    shared.write_into(directory, plan, values)
+    if extras or plan.meta_graph.assets:
+        gfile.makedirs(join(directory, digests.FOLDER))
+    for name, content in extras.items():
+        _write_file(join(directory, digests.FOLDER, name), content)
+    if plan.meta_graph.assets:
+        files = [f"assets/{asset.filename}" for asset in plan.meta_graph.assets]
+        _write_file(join(directory, digests.FILE), digests.describe(directory, files))
     _write_file(join(directory, "fingerprint.pb"), _fingerprint(directory))
     return sum(
         gfile.stat(join(folder, name)).length
         for folder, _, names in gfile.walk(directory)
         for name in names
+        if gfile.exists(join(folder, name))  # ram:// lists names that there are not
     )
 
 

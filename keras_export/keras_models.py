@@ -37,7 +37,13 @@ from keras_export.signatures import (
     SignatureOutput,
     named_outputs,
 )
-from keras_export.tracking import Node, TrackedGraph, is_keras_layer, path_text
+from keras_export.tracking import (
+    Node,
+    TrackedGraph,
+    is_keras_layer,
+    path_text,
+    unwrap_variable,
+)
 
 
 @dataclass(frozen=True)
@@ -423,6 +429,25 @@ def batch_norm_of(tracked: TrackedGraph, variable: Node) -> Any:
 def _parameters(model: Any) -> list[str]:
     parameters = inspect.signature(model.call).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+_COUNTERS = ("int32", "int64", "uint32")  # and seeds
+
+
+def frozen_variables(model: Any) -> set[int]:
+    """The ids of the `tf.Variable`s that training is not expected to change.
+
+    A guess, from what is trainable: moving statistics and seeds of trainable layers change, too.
+    """
+    changing = {id(variable) for variable in model.trainable_variables}
+    for layer in model._flatten_layers():
+        if layer.trainable and len(list(layer._flatten_layers())) == 1:
+            changing |= {id(variable) for variable in layer.variables}
+    return {
+        id(unwrap_variable(variable))
+        for variable in model.variables
+        if id(variable) not in changing and variable.dtype not in _COUNTERS
+    }
 
 
 # -- models with symbolic inputs ----------------------------------------------------------------

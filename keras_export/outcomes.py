@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from keras_export.errors import CheckpointError, TargetError, failure
+from keras_export.errors import CheckpointError, ExportError, TargetError, failure
 
 
 class FailedExportWarning(UserWarning):
@@ -62,7 +62,7 @@ class Outcomes:
             in_progress: a progress bar has not ended its line.
 
         Raises:
-            TargetError, CheckpointError: the first error; the others stay for later.
+            ExportError: the first error, which names the path; the others stay for later.
         """
         while self._lines:
             _print(self._lines.popleft(), in_progress)
@@ -97,7 +97,7 @@ class Outcomes:
 
 def _naming(error: BaseException, path: str) -> Exception:
     """The error, if it names the path; else one that does."""
-    if isinstance(error, (TargetError, CheckpointError)):
+    if isinstance(error, TargetError) or (isinstance(error, ExportError) and path in str(error)):
         return error
     received = f"{type(error).__name__}: {error}".rstrip(": ")
     return CheckpointError(failure(f"export to {path}", "no error on the way", received), error)

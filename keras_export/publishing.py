@@ -29,7 +29,7 @@ import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from keras_export.errors import ArgumentError, ArgumentTypeError, TargetError, failure
@@ -130,12 +130,23 @@ def check_target(export_dir: str | os.PathLike[str]) -> str:
     '/tmp/model'
     """
     path = _normalised(export_dir)
-    with _explained(path):
+    with explained(path):
         if _REMOTE.match(path):
             _check_remote(path)
         else:
             _check_local(path)
     return path
+
+
+def is_local(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is on a file system of this machine, and not of `tf.io.gfile` alone."""
+    return not _REMOTE.match(_normalised(path))
+
+
+def resolved(path: str | os.PathLike[str]) -> str:
+    """A path as reports tell it: absolute and without symlinks where it is local."""
+    normalised = _normalised(path)
+    return normalised if _REMOTE.match(normalised) else os.path.realpath(normalised)
 
 
 @contextmanager
@@ -159,7 +170,7 @@ def stage(export_dir: str | os.PathLike[str]) -> Iterator[Staging]:
     ['saved_model.pb']
     """
     target = check_target(export_dir)
-    with _explained(target):
+    with explained(target):
         remote = _REMOTE.match(target)
         staging = _Remote(target) if remote else _open(os.path.realpath(target))
     try:
@@ -183,6 +194,107 @@ def sweep(parent: str | os.PathLike[str]) -> list[str]:
     with suppress(OSError), _turn(folder):  # OSError: not ours to write to
         return _sweep(folder)
     return []
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a small file in one step: readers find the old content or the new, and so do kills.
+
+    Raises:
+        TargetError: it cannot be written; it is as it was.
+    """
+    target = check_target(os.path.dirname(os.fspath(path)))
+    name = os.path.basename(os.fspath(path))
+    with explained(f"{target}/{name}"):
+        if _REMOTE.match(target):
+            temporary = f"{target}/{_container_name()}"
+            with _gfile().GFile(temporary, "wb") as file:
+                file.write(content)
+            _gfile().rename(temporary, f"{target}/{name}", overwrite=True)
+            return
+        with _container(target) as container:
+            temporary = os.path.join(container, name)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, os.path.join(target, name))
+        _sync(target)
+
+
+def point(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Lets a name lead to an artifact, in one step.
+
+    A relative symlink where the file system has them, else a file with the path in it. What else
+    is at the name stays.
+
+    Args:
+        path: the name.
+        target: the artifact, in the same place or below it.
+
+    Raises:
+        TargetError: something is at the name that is no pointer, or it cannot be written.
+    """
+    name, artifact = _normalised(path), _normalised(target)
+    folder = os.path.dirname(name)
+    relative = artifact.removeprefix(f"{folder}/")
+    if _REMOTE.match(name):
+        replace_file(name, relative.encode())
+        return
+    with explained(name):
+        if _is_folder(name):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        try:
+            with _container(folder) as container:
+                link = os.path.join(container, "link")
+                os.symlink(relative, link)
+                os.replace(link, name)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            replace_file(name, relative.encode())
+
+
+def remove(path: str | os.PathLike[str], *, above: str | os.PathLike[str]) -> None:
+    """Deletes an artifact; a local one vanishes for readers in one step.
+
+    Args:
+        path: of the artifact; nothing happens if there is none.
+        above: a folder. Those between it and the artifact go too when they are empty.
+
+    Raises:
+        TargetError: it cannot be deleted.
+    """
+    target, above = _normalised(path), _normalised(above)
+    with explained(target, "It may stand there in part."):
+        if _REMOTE.match(target):
+            if _gfile().exists(target):
+                _gfile().rmtree(target)
+            return
+        parent, name = os.path.split(target)
+        with suppress(FileNotFoundError), _container(parent) as container:
+            os.rename(target, os.path.join(container, name))
+        while parent.startswith(f"{above}/"):
+            try:
+                os.rmdir(parent)
+            except OSError:
+                return
+            parent = os.path.dirname(parent)
+
+
+@contextmanager
+def turn(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Lets one process at a time change what a folder says about itself.
+
+    A remote folder has no locks: there, all may at once.
+    """
+    path = _normalised(folder)
+    if _REMOTE.match(path):
+        yield
+        return
+    with ExitStack() as stack:
+        with explained(path):
+            stack.enter_context(_turn(path))
+        yield
 
 
 # -- staging on a local file system ----------------------------------------------------------------
@@ -243,7 +355,7 @@ class _Local(Staging):
 
     def commit(self, *, exclusive: bool = False) -> Publication:
         started = time.perf_counter()
-        with _explained(self.target):
+        with explained(self.target):
             _sync_tree(self.path)
             synced = time.perf_counter()
             self._written, new = set(os.listdir(self.path)), os.lstat(self.path)
@@ -427,7 +539,7 @@ class _Remote(Staging):
 
     def commit(self, *, exclusive: bool = False) -> Publication:
         started = time.perf_counter()
-        with _explained(self.target, "Some of its files may be replaced already: export again."):
+        with explained(self.target, "Some of its files may be replaced already: export again."):
             if exclusive and self._gfile.exists(self.target):
                 raise _taken(self.target)
             old, new = self._our_files(), self._files(self.path)
@@ -561,8 +673,13 @@ def _taken(target: str) -> TargetError:
 
 
 @contextmanager
-def _explained(target: str, note: str = _UNCHANGED) -> Iterator[None]:
-    """Turns errors of the file system into TargetErrors that say what to do."""
+def explained(target: str, note: str = _UNCHANGED) -> Iterator[None]:
+    """Turns errors of the file system in its body into TargetErrors that say what to do.
+
+    Args:
+        target: what was to be written.
+        note: a sentence on what is there now.
+    """
     try:
         yield
     except TargetError:
@@ -767,6 +884,23 @@ def _sync(path: str) -> None:
 
 def _container_name() -> str:
     return f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+
+
+@contextmanager
+def _container(place: str) -> Iterator[str]:
+    """A locked directory that is deleted with all that is in it."""
+    container, lock = "", -1
+    while lock < 0:  # swept before it was locked
+        container = os.path.join(place, _container_name())
+        os.mkdir(container, 0o700)
+        lock = _hold(container)
+    try:
+        yield container
+    finally:
+        try:
+            shutil.rmtree(container, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _leftovers(folder: str) -> list[str]:

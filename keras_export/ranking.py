@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from keras_export.errors import ArgumentError, ArgumentTypeError, failure
@@ -28,7 +29,7 @@ _FALLING = re.compile(
 
 
 class Ranking:
-    """Compares values of the monitored metric with the best so far.
+    """Compares values of the monitored metric with the best so far; for any thread.
 
     Args:
         monitor: name of the metric.
@@ -50,6 +51,13 @@ class Ranking:
         self.best = _checked_threshold(best)
         self._mode: str = mode
         self._claims: list[float] = []
+        self._earlier: set[float] = set()
+        self._lock = threading.RLock()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the direction is known."""
+        return self._mode != "auto"
 
     def learn_direction(self, model: Any) -> None:
         """Finds out what `mode="auto"` means, once.
@@ -61,6 +69,30 @@ class Ranking:
         """
         if self._mode == "auto":
             self._mode = _inferred_mode(self.monitor, model)
+        self.remember(())
+
+    def remember(self, values: Iterable[float]) -> None:
+        """Takes values of earlier runs, which count as soon as the direction is known."""
+        with self._lock:
+            self._earlier.update(values)
+            if self.is_decided:
+                best = self.best_of(self._earlier)
+                self._earlier.clear()
+                if best is not None and self.beats(best, self.best):
+                    self.best = best
+
+    def best_of(self, values: Iterable[float]) -> float | None:
+        """The best of some values; None if none is a number, or the direction is unknown."""
+        numbers = [value for value in values if not math.isnan(value)]
+        if not numbers or not self.is_decided:
+            return None
+        return max(numbers) if self._mode == "max" else min(numbers)
+
+    def key(self, value: float | None) -> tuple[bool, float]:
+        """Sorts values, the best first; NaN and a missing value come last."""
+        if value is None or math.isnan(value):
+            return True, 0.0
+        return False, -value if self._mode == "max" else value
 
     def beats(self, value: float, other: float | None) -> bool:
         """Whether one value is better than another; each is better than none and than NaN."""
@@ -72,7 +104,8 @@ class Ranking:
 
     def is_better(self, value: float) -> bool:
         """Whether a value beats the best, and those that wait for their export."""
-        return all(self.beats(value, other) for other in (self.best, *self._claims))
+        with self._lock:
+            return all(self.beats(value, other) for other in (self.best, *self._claims))
 
     def claim(self, value: float) -> None:
         """Notes that a model of this value is about to be exported."""
@@ -80,9 +113,10 @@ class Ranking:
 
     def settle(self, value: float, *, exported: bool) -> None:
         """Ends a claim: only what was exported raises the bar."""
-        self._claims.remove(value)
-        if exported and self.beats(value, self.best):
-            self.best = value
+        with self._lock:
+            self._claims.remove(value)
+            if exported and self.beats(value, self.best):
+                self.best = value
 
 
 def _checked_threshold(value: Any) -> float | None:

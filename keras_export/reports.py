@@ -43,8 +43,9 @@ class ExportReport:
         signatures: how to call it, by key.
         bytes_written: bytes of the artifact's files that this export wrote.
         bytes_shared: bytes that it shares with an earlier version by hard links.
-        seconds: time by phase: `trace`, `assemble`, `write`, `publish`. An export that reuses the
-            plan of an earlier one has 0 for the first two.
+        seconds: time by phase: `trace`, `assemble`, `write`, `publish`, and `check` where the
+            artifact is looked at before it is published. An export that reuses the plan of an
+            earlier one has 0 for the first two.
         notes: everything that the user should know, a sentence each.
         version: version number, if a callback numbered it.
         epoch: epoch, counted from 1, if a callback exported it.

@@ -23,7 +23,7 @@ _POLICY_ATTRIBUTE = "_dtype_policy"
 _TRACKED_ATTRIBUTE = "_self_unconditional_dependency_names"
 
 # A function captures the first; the second becomes a constant of its graph.
-_CONSTANTS = frozenset({type(tf.constant(0)), np.ndarray})
+_CONSTANTS = frozenset({tfi.EagerTensor, np.ndarray})
 
 
 class Stamp:

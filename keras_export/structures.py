@@ -314,7 +314,7 @@ _WRITERS_OF_BASES: tuple[tuple[type, _Writer], ...] = (
 _WRITERS: dict[type, _Writer] = {
     **{base: writer for base, writer in _WRITERS_OF_BASES if base is not Mapping},
     dict: _write_mapping,
-    type(tf.constant(0)): _write_tensor,
+    tfi.EagerTensor: _write_tensor,
 }
 
 

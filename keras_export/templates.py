@@ -46,6 +46,9 @@ class Template:
     Attributes:
         text: as it was given.
         is_numbered: whether it has `{version}`.
+        is_fixed: whether it has no placeholder at all.
+        folder: what is above the first placeholder; above the path itself where there is none.
+        tail: the rest, with its placeholders.
     """
 
     def __init__(self, filepath: str | os.PathLike[str], *, with_batch: bool) -> None:
@@ -55,18 +58,24 @@ class Template:
             raise ArgumentTypeError(
                 failure(_SETTING_UP, "a str or os.PathLike", f"filepath={filepath!r}")
             ) from error
-        self._parts = tuple(_parsed(self.text))
+        self._parts = tuple(_parsed(self.text.rstrip("/") or self.text))
         placeholders = [part for part in self._parts if isinstance(part, Placeholder)]
         for placeholder in placeholders:
             _check_placeholder(placeholder, self.text, with_batch)
         self.is_numbered = any(placeholder.name == "version" for placeholder in placeholders)
+        self.is_fixed = not placeholders
+        literals = itertools.takewhile(lambda part: isinstance(part, str), self._parts)
+        self.folder = folder_of("".join(map(str, literals)))
+        self.tail = self.relative(self._joined(str))
 
     @property
     def fixed_folder(self) -> str:
         """What is above the first placeholder; the path itself where there is none."""
-        literals = list(itertools.takewhile(lambda part: isinstance(part, str), self._parts))
-        head = "".join(map(str, literals))
-        return head if len(literals) == len(self._parts) else folder_of(head)
+        return self._joined(str) if self.is_fixed else self.folder
+
+    def relative(self, path: str) -> str:
+        """A filled path, seen from `folder`."""
+        return path.removeprefix(self.folder).lstrip("/") if self.folder != "." else path
 
     def filled(self, values: Mapping[str, float]) -> str:
         """The path for the values of a moment.
@@ -87,6 +96,21 @@ class Template:
         matches = map(self._version_pattern.fullmatch, _names_in(folder))
         found = [int(match[1]) for match in matches if match]
         return [number for number in found if number < _MAX_VERSION]
+
+    def existing(self) -> Iterator[str]:
+        """The paths below `folder` that the template may have been filled in to, shortest first."""
+        shape = self.relative(self._joined(lambda x: "\0" if x.name == "version" else "\1"))
+        found = [""]
+        for component in shape.split("/"):
+            text = re.escape(component).replace("\1", ".+").replace("\0", "[0-9]+")
+            fits = re.compile(text).fullmatch
+            found = [
+                f"{above}/{name}".lstrip("/")
+                for above in found
+                for name in sorted(_names_in(f"{self.folder}/{above}"))
+                if fits(name)
+            ]
+            yield from found
 
     @property
     def _version_pattern(self) -> re.Pattern[str]:

@@ -80,6 +80,10 @@ from tensorflow.python.eager.context import eager_mode
 # A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
 from tensorflow.python.framework.func_graph import FuncGraph
 
+# The type of tensors with a value; to ask a tensor for it would start TensorFlow's devices, which a
+# program may configure until then.
+from tensorflow.python.framework.ops import EagerTensor
+
 # Whether a `tf.function` is being traced right now, and the registry that custom gradients are in.
 from tensorflow.python.framework.ops import gradient_registry, inside_function
 

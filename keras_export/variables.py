@@ -515,8 +515,20 @@ def write_bundle(prefix: str, values: Values, io_device: str | None = None) -> N
         prefixes = [f"{prefix}_temp/part-{i:05d}" for i in range(len(values.groups))]
         for part, group in zip(prefixes, values.groups, strict=False):
             _save(part, group)
+        merge_bundles(prefix, prefixes)
+
+
+def merge_bundles(prefix: str, parts: Sequence[str]) -> None:
+    """Joins bundles of one folder into one: a new index, and the same data files renamed.
+
+    Args:
+        prefix: of the result.
+        parts: prefixes of what is joined, in the order of the data files of the result; with their
+            folder, they are gone afterwards.
+    """
+    with tfi.eager_mode(), tf.device("/cpu:0"):
         tf.raw_ops.MergeV2Checkpoints(
-            checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=True
+            checkpoint_prefixes=parts, destination_prefix=prefix, delete_old_dirs=True
         )
 
 

@@ -79,6 +79,10 @@ class Live(keras.callbacks.Callback):
         self.outputs.append(self.model(X, training=False).numpy())
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".keras_export.json")
+
+
 def served(path, consumers):
     return consumers.tf(path).signature("serve", x=X)
 
@@ -132,7 +136,7 @@ def test_all_is_complete_when_fit_returns(tmp_path):
     )
     fit(tiny_model(), checkpoint, epochs=5)
     assert [report.version for report in announced] == [1, 2, 3, 4, 5]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3", "4", "5"]
+    assert names_in(tmp_path) == ["1", "2", "3", "4", "5"]
     assert "keras_export" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -227,7 +231,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_event(tmp_path, consum
     with pytest.raises(TargetError, match=f"Cannot export to {tmp_path / '2'}: .*a file"):
         fit(tiny_model(), checkpoint, waiting, count, epochs=5)
     assert len(started) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    assert names_in(tmp_path) == ["1", "2"]
     served(tmp_path / "1", consumers)
 
 
@@ -313,9 +317,8 @@ def test_an_error_that_nobody_waited_for_becomes_a_warning(tmp_path):
         warnings.simplefilter("always")
         del checkpoint
         gc.collect()
-    ours = [w for w in warned if w.category is FailedExportWarning]
-    assert len(ours) == 1
-    assert str(tmp_path / "1") in str(ours[0].message)
+    ours = [str(w.message) for w in warned if w.category is FailedExportWarning]
+    assert len([message for message in ours if str(tmp_path / "1") in message]) == 1
 
 
 _DYING = """
@@ -344,7 +347,7 @@ def died(folder):
 
 def test_pending_exports_are_finished_when_the_program_ends_early(tmp_path, consumers):
     died(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert names_in(tmp_path) == ["1"]
     served(tmp_path / "1", consumers)
 
 

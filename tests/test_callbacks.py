@@ -131,7 +131,8 @@ def best_only(folder, monitor="val_loss", **arguments):
 
 
 def names_in(folder):
-    return sorted(os.listdir(folder))
+    """What stands in a folder beside the state of the callback."""
+    return sorted(set(os.listdir(folder)) - {".keras_export.json"})
 
 
 # --- What is exported, and when -------------------------------------------------------------------
@@ -263,6 +264,37 @@ def test_options_of_export_reach_the_artifact(tmp_path, consumers):
     )
 
 
+def test_averages_are_exported_while_the_model_trains_on(tmp_path, consumers):
+    model = tiny_model()
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    outputs = []
+
+    def note(epoch, logs):
+        kernel, bias = (
+            average.numpy() for average in model.optimizer._model_variables_moving_average
+        )
+        outputs.append(X @ kernel + bias)
+
+    noting, live = keras.callbacks.LambdaCallback(on_epoch_end=note), Outputs()
+    fit(model, noting, live, SavedModelCheckpoint(tmp_path / "{version}", weights="ema"))
+    for version, expected in enumerate(outputs, 1):
+        found = consumers.tf(tmp_path / str(version)).signature("serve", x=X)
+        assert_same(found, {"y": expected})
+    assert not np.allclose(outputs[1], live.by_epoch[1], atol=1e-3)
+
+
+def test_weights_are_stored_in_half_and_what_is_frozen_once(tmp_path, consumers):
+    x = keras.Input((3,), name="x")
+    h = keras.layers.Dense(2000, trainable=False)(x)
+    model = keras.Model(x, keras.layers.Dense(1, name="y")(h))
+    model.compile("sgd", "mse")
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}", variables_dtype="float16")
+    fit(model, checkpoint)
+    assert [report.bytes_shared > 16_000 for report in checkpoint.reports] == [False, True]
+    found = consumers.tf(tmp_path / "2").signature("serve", x=X)
+    assert_same(found, {"y": model(X).numpy()}, rtol=1e-2, atol=1e-2)
+
+
 def test_signatures_replace_the_forward_pass(tmp_path, consumers):
     model = tiny_model()
     doubled = tf.function(
@@ -304,7 +336,8 @@ def test_on_export_is_called_after_the_artifact_is_published(tmp_path):
         tmp_path / "{version}", on_export=lambda report: found.append(names_in(report.export_dir))
     )
     fit(tiny_model(), checkpoint, epochs=1)
-    assert found == [["assets", "fingerprint.pb", "saved_model.pb", "variables"]]
+    whole = ["assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"]
+    assert found == [whole]
 
 
 def test_an_error_of_on_export_ends_the_fit_and_leaves_the_export(tmp_path, consumers):
@@ -577,7 +610,7 @@ def test_versions_go_to_any_file_system_of_gfile():
     folder = "ram://test_callbacks/models"
     tf.io.gfile.makedirs(f"{folder}/4")
     drive(SavedModelCheckpoint(f"{folder}/{{version}}"), [{}, {}])
-    assert sorted(tf.io.gfile.listdir(folder)) == ["4", "5", "6"]
+    assert sorted(tf.io.gfile.listdir(folder)) == [".keras_export.json", "4", "5", "6"]
     assert set(tf.io.gfile.listdir(f"{folder}/6")) >= {"saved_model.pb", "variables"}
 
 

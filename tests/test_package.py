@@ -50,13 +50,9 @@ _ORDER = [
     "assembly",
     "publishing",
     "staleness",
+    "sharing",
     "exporter",
     "mixin",
-    "background",
-    "outcomes",
-    "ranking",
-    "templates",
-    "callbacks",
     "archive",
     "protos",
     "checksums",
@@ -81,6 +77,14 @@ _ORDER = [
     "compatibility",
     "untrusted",
     "configurations",
+    "contracts",
+    "background",
+    "outcomes",
+    "ranking",
+    "templates",
+    "versions",
+    "trainings",
+    "callbacks",
     "hdf5",
     "layouts",
     "legacy_layers",
@@ -124,6 +128,7 @@ _PUBLIC = [
     "Signature",
     "Snapshot",
     "StrippedAttributes",
+    "TrainingReport",
     "UnsafeFileError",
     "VariableChange",
     "VerificationReport",
@@ -167,6 +172,15 @@ def test_the_import_is_light() -> None:
     code = "import sys, keras_export\n"
     code += "heavy = {'tensorflow', 'keras', 'numpy', 'h5py'} & set(sys.modules)\n"
     code += "sys.exit(f'imported {heavy}' if heavy else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=_REPOSITORY)
+
+
+def test_devices_can_be_configured_after_the_import() -> None:
+    code = "import keras_export as ke, tensorflow as tf\n"
+    code += "[getattr(ke, name) for name in ke.__all__]\n"
+    code += "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+    code += "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+    code += "tf.config.set_logical_device_configuration(cpu, two)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=_REPOSITORY)
 
 

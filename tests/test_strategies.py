@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +91,56 @@ def test_the_expanding_policy_lists_the_replicas_of_each_variable(
     assert not artifacts.object_at(
         exported / "mirrored", "v"
     ).variable.experimental_distributed_variable_components
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------
+
+_TRAINING = Path(__file__).with_name("strategy_training_process.py")
+_EXAMPLES = np.random.RandomState(0).rand(16, 3).astype("float32")
+
+
+def _run(*calls: tuple[object, ...]) -> None:
+    """Runs the script once for each call, all at a time."""
+    commands = [[sys.executable, str(_TRAINING), *map(str, call)] for call in calls]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for command in commands:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            started.append(process)
+        for process in started:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output[-4000:]
+
+
+def test_versions_of_a_mirrored_training_are_those_of_a_single_device(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    _run(("mirrored", tmp_path))
+    for version in ("1", "2", "3"):
+        mirrored = artifacts.files(tmp_path / "models" / version)
+        mirrored.pop("assets.extra/keras_export.json")
+        assert mirrored == artifacts.files(tmp_path / "single" / version)
+    consumers.everywhere(tmp_path / "models" / "3", x=_EXAMPLES)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_of_several_workers_the_chief_alone_publishes_and_nobody_hangs(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    folder, ports = tmp_path / "models", (_free_port(), _free_port())
+    _run(("worker", folder, 0, *ports), ("worker", folder, 1, *ports))
+    assert sorted(path.name for path in folder.iterdir()) == [".keras_export.json", "1", "2"]
+    with np.load(f"{folder}-0.npz") as chief, np.load(f"{folder}-1.npz") as other:
+        assert (chief["exports"], other["exports"]) == (2, 0)
+        for version, epoch in {"1": 0, "2": 2}.items():
+            served = consumers.cpp(folder / version).signature("serve", x=_EXAMPLES)
+            np.testing.assert_allclose(served["y"], chief["y"][epoch], rtol=1e-5, atol=1e-6)
