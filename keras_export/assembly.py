@@ -136,6 +136,8 @@ def _was_traced_for_replicas(request: ExportRequest, tracked: tracking.TrackedGr
         not concrete.graph.saveable
         for function in functions
         if isinstance(function, tfi.PolymorphicFunction)
+        # To list those of a function that was never traced would trace it.
+        if function.experimental_get_tracing_count()
         for concrete in function._list_all_concrete_functions()
     )
 
