@@ -89,6 +89,7 @@ class Plan:
         debug_info: the bytes of `debug/saved_model_debug_info.pb`, if they are wanted.
         stored_as: the dtype of each value that is stored in another than its own, by its key.
         held: objects that must live as long as the plan.
+        functions: the `SignatureFunction`s of the live object, by key.
     """
 
     meta_graph: metagraph.MetaGraph
@@ -100,6 +101,7 @@ class Plan:
     debug_info: bytes | None = field(repr=False, default=None)
     stored_as: Mapping[str, tf.DType] = field(repr=False, default_factory=dict)
     held: Any = field(repr=False, default=None)
+    functions: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
 
 def assemble(request: ExportRequest) -> Plan:
@@ -169,6 +171,7 @@ def _assemble_tracked(
         contents.debug_info,
         stored_as,
         tracked,
+        found.signatures,
     )
 
 

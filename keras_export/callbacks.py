@@ -93,6 +93,11 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             this nor `keep_best` is given. Needs a placeholder in `filepath`.
         keep_best: how many of the best by `monitor` stay, beside those of `keep_last`. NaN is
             worse than everything. Needs a placeholder likewise.
+        verify: load each version in a clean process before it is published, as
+            `keras_export.verify` does, and refuse it unless it gives what the model gives. Training
+            waits for one more call of the model on a batch of two. With `weights` or
+            `variables_dtype`, which mean other outputs, Python's and the C++ loader are compared
+            with each other alone.
         signature_lock: refuse to publish what clients of the version before could not call in the
             same way: other signatures, or names, dtypes or shapes of inputs and outputs.
         pointers: keep the symlinks `<folder>-latest` and `<folder>-best` beside the folder of the
@@ -164,6 +169,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         background: bool = True,
         max_pending: int = 1,
         when_busy: Literal["wait", "skip"] = "wait",
+        verify: bool = False,
         signature_lock: bool = False,
         on_export: Callable[[ExportReport], object] | None = None,
         on_error: Literal["raise", "warn"] = "raise",
@@ -189,7 +195,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         self._template = Template(filepath, with_batch=self.save_freq != "epoch")
         self._ranking = Ranking(monitor, mode, initial_value_threshold)
         self._versions = _versions_of(self._template, self._ranking, keep_last, keep_best, pointers)
-        self._locks_signatures = signature_lock
+        self._locks_signatures, self._verifies = signature_lock, verify
+        self._gives_other_outputs = weights is not None or variables_dtype is not None
         self._tensorboard = tensorboard
         self._points = pointers
         self._is_ranked = save_best_only or keep_best is not None
@@ -334,8 +341,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         counts = {"epoch": epoch} if batch is None else {"epoch": epoch, "batch": batch}
         values = {**metrics, **counts}
         self._template.check(values)
+        snapshot = snapshot or self._snapshot()
         export = _Export(
-            snapshot or self._snapshot(),
+            snapshot,
             self._shared,
             values,
             epoch,
@@ -343,6 +351,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             metrics,
             self._reason(metrics),
             epoch if batch is None else self._batches.total,
+            self._probe(snapshot),
         )
         if self.save_best_only:
             self._ranking.claim(metrics[self.monitor])
@@ -351,6 +360,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             self._worker.submit(lambda: self._finish(export))
             return
         self._finish(export, started)
+
+    def _probe(self, snapshot: Snapshot) -> contracts.Probe | None:
+        if not self._verifies:
+            return None
+        is_same = not self._gives_other_outputs
+        return contracts.probe(snapshot.functions) if is_same else contracts.Probe()
 
     def _warn_of_missing(self, metrics: Mapping[str, float]) -> None:
         if self._warned:
@@ -430,13 +445,17 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         raise AssertionError("the last attempt returns or raises")
 
     def _write_version(self, export: _Export, version: Version) -> ExportReport:
-        is_numbered = self._template.is_numbered
+        is_numbered, path = self._template.is_numbered, str(export.path)
+
+        def check(staged: str) -> list[str]:
+            return self._check(staged, path, export.live)
+
         report = export.snapshot.write(
-            str(export.path),
+            path,
             exclusive=is_numbered,
             extras=self._versions.record(version),
             shared=export.shared,
-            check=self._check_for(str(export.path)),
+            check=check if self._locks_signatures or export.live is not None else None,
         )
         return dataclasses.replace(
             report,
@@ -446,12 +465,12 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             logs=export.metrics,
         )
 
-    def _check_for(self, path: str) -> Callable[[str], None] | None:
-        """What a version must pass before it is published."""
+    def _check(self, staged: str, path: str, live: contracts.Probe | None) -> list[str]:
+        """Looks at a version before it is published."""
         previous = self._versions.newest() if self._locks_signatures else None
-        if previous is None:
-            return None
-        return lambda staged: contracts.refuse_other_signatures(staged, previous, path)
+        if previous is not None:
+            contracts.refuse_other_signatures(staged, previous, path)
+        return [] if live is None else contracts.refuse_unsound(staged, path, live)
 
     def _published(self, report: ExportReport, export: _Export, version: Version) -> None:
         """Takes note of an export that readers can see now."""
@@ -482,6 +501,7 @@ class _Export:
     metrics: Mapping[str, float]
     reason: str
     step: int
+    live: contracts.Probe | None
     path: str | None = None
     stall_seconds: float = 0.0
 

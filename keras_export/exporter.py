@@ -29,6 +29,7 @@ from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
 from keras_export.reports import ExportReport
 from keras_export.sharing import SharedFiles
+from keras_export.signatures import SignatureFunction
 
 
 def save(
@@ -276,6 +277,11 @@ class Snapshot:
         self._values = values
         self._seconds = dict(seconds)
 
+    @property
+    def functions(self) -> Mapping[str, SignatureFunction]:
+        """What the signatures call in the live object, by key."""
+        return self._plan.functions
+
     def write(
         self,
         export_dir: str | os.PathLike[str],
@@ -283,7 +289,7 @@ class Snapshot:
         exclusive: bool = False,
         extras: Mapping[str, bytes] | None = None,
         shared: SharedFiles | None = None,
-        check: Callable[[str], None] | None = None,
+        check: Callable[[str], Sequence[str]] | None = None,
     ) -> ExportReport:
         """Writes the artifact and publishes it in one step.
 
@@ -293,8 +299,8 @@ class Snapshot:
             extras: files for `assets.extra/`, by name.
             shared: what earlier artifacts of the same exporter hold, to be linked where it is the
                 same; from one thread at a time.
-            check: is called with the path of the complete artifact before it is published; what it
-                raises keeps it from that.
+            check: is called with the path of the complete artifact before it is published, and
+                returns notes for the report; what it raises keeps the artifact from that.
 
         Returns:
             What was written.
@@ -308,8 +314,7 @@ class Snapshot:
             with publishing.explained(staging.target):
                 size = _write_files(self._plan, self._values, staging.path, extras or {}, shared)
             written = time.perf_counter()
-            if check is not None:
-                check(staging.path)
+            notes = [] if check is None else check(staging.path)
             checked = time.perf_counter()
             staging.commit(exclusive=exclusive)
             target = staging.target
@@ -326,7 +331,7 @@ class Snapshot:
                 **({} if check is None else {"check": checked - written}),
                 "publish": published - checked,
             },
-            notes=list(self._plan.notes),
+            notes=[*self._plan.notes, *notes],
         )
 
 

@@ -1,6 +1,8 @@
 """With a signature lock, clients of one version can call the next in the same way."""
 
 import os
+import threading
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 import keras_export as ke
+from keras_export import contracts, variables
 from keras_export.callbacks import SavedModelCheckpoint
-from keras_export.errors import SignatureError
+from keras_export.errors import CheckpointError, SignatureError
 from keras_export.outcomes import FailedExportWarning
 
 
@@ -92,3 +95,76 @@ def test_an_artifact_of_one_path_is_replaced_only_by_one_of_the_same_signature(t
     with pytest.raises(SignatureError, match="serve has a new output z"):
         fit(model_of(output="z"), checkpoint)
     assert list(ke.inspect(tmp_path / "model").signatures["serve"].outputs) == ["y"]
+
+
+# --- What the model gives -------------------------------------------------------------------------
+
+
+def test_a_version_that_gives_what_the_model_gives_is_published(tmp_path):
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}", verify=True)
+    fit(model_of(), checkpoint, epochs=2)
+    assert versions_in(tmp_path) == ["1", "2"]
+    for report in checkpoint.reports:
+        assert report.seconds["check"] > 0.0
+
+
+def shifted(monkeypatch):
+    """Each value that is written is one more than it was."""
+    write = variables.write_bundle
+
+    def wrong(prefix, values, *arguments):
+        groups = [
+            [e if e.tensor.dtype == tf.string else replace(e, tensor=e.tensor + 1) for e in group]
+            for group in values.groups
+        ]
+        return write(prefix, variables.Values(tuple(map(tuple, groups))), *arguments)
+
+    monkeypatch.setattr(variables, "write_bundle", wrong)
+
+
+def test_a_version_that_gives_something_else_is_not_published(tmp_path, monkeypatch):
+    shifted(monkeypatch)
+    with pytest.raises(CheckpointError) as raised:
+        fit(model_of(), SavedModelCheckpoint(tmp_path / "{version}", verify=True))
+    assert str(raised.value).startswith(
+        f"Cannot export to {tmp_path / '1'}: expected an artifact that is whole and gives what the "
+        "model gives, received signature 'serve': it gives "
+    )
+    assert versions_in(tmp_path) == []
+
+
+def test_outputs_are_compared_with_those_of_the_moment_of_the_weights(tmp_path, monkeypatch):
+    """Training goes on while an older version is looked at."""
+    opened = threading.Event()
+    refuse = contracts.refuse_unsound
+
+    def held(*arguments):
+        assert opened.wait(120)
+        return refuse(*arguments)
+
+    monkeypatch.setattr(contracts, "refuse_unsound", held)
+    opening = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: opened.set() if epoch == 1 else None
+    )
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}", verify=True, max_pending=2)
+    model = model_of()
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    fit(model, checkpoint, opening, epochs=2)
+    assert versions_in(tmp_path) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "dtype, shape", [("int32", (4,)), ("string", (1,)), ("float32", (None, 3))]
+)
+def test_a_batch_is_made_for_any_input(dtype, shape):
+    x = keras.Input(shape, dtype=dtype, name="x")
+    kinds = {
+        "int32": lambda x: keras.layers.Embedding(5, 2)(x),
+        "string": lambda x: keras.layers.StringLookup(vocabulary=["a"])(x),
+        "float32": lambda x: keras.layers.GRU(2)(x),
+    }
+    model = keras.Model(x, {"y": kinds[dtype](x)})
+    live = contracts.probe(ke.Exporter(model).snapshot().functions)
+    for key in ("serve", "serving_default"):
+        expected = model(live.inputs[key]["x"])["y"]
+        np.testing.assert_allclose(live.outputs[key]["y"], expected, rtol=1e-5)
