@@ -12,7 +12,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,8 +156,9 @@ def _assemble_tracked(
         keras_models.refuse_torch(tracked, root)
     with keras_models.not_recording():
         found = _find_signatures(request, tracked)
-    if any(trace.built_model for trace in found.traces.values()):
-        tracked = _track(request)
+    idle = _idle_tables(tracked, found) if request.for_serving else set()
+    if idle or any(trace.built_model for trace in found.traces.values()):
+        tracked = _track(request, idle)
     traced = time.perf_counter()
     contents, stored_as = _contents(request, tracked, found, options, root)
     assembled = metagraph.assemble(contents)
@@ -295,11 +296,28 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def _track(request: ExportRequest) -> tracking.TrackedGraph:
+def _idle_tables(tracked: tracking.TrackedGraph, found: _Found) -> set[int]:
+    """Tables that no signature looks into, as those in which Keras counts words in `adapt`.
+
+    They would keep Python's loader of TensorFlow 2.12 from loading the artifact.
+    """
+    used = {
+        id(captured)
+        for signature in found.signatures.values()
+        for captured in signature.concrete.captured_inputs
+    }
+    return {
+        id(node.obj)
+        for node in tracked.of_kind("resource")
+        if variables.saves_by_saveables(node.obj) and id(node.obj.resource_handle) not in used
+    }
+
+
+def _track(request: ExportRequest, idle: Container[int] = ()) -> tracking.TrackedGraph:
     leave_optimizer = request.for_serving and not request.include_optimizer
 
     def exclude(child: Any) -> bool:
-        if isinstance(child, tfi.SignatureMap):
+        if isinstance(child, tfi.SignatureMap) or id(child) in idle:
             return True
         return leave_optimizer and tracking.is_keras_optimizer(child)
 

@@ -17,9 +17,10 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from keras_export import releases
-from keras_export.errors import ArgumentError, failure
+from keras_export import converters, releases
+from keras_export.errors import ArgumentError, IncompatibleError, failure
 from keras_export.inspection import read_graph
+from keras_export.lint import advice_on
 from keras_export.refusals import CPP, PYTHON, REFUSED, Finding, Graph, findings_of, span
 from keras_export.releases import Release
 
@@ -50,6 +51,8 @@ class CompatibilityReport:
         oldest: the oldest release that can load it with all `readers`; None if none can. The
             oldest that is known may stand for older ones.
         notes: what the user should know besides.
+        advice: what works in TensorFlow and may be a trouble elsewhere: fixed batches, ops on
+            text, random or writing ops, paths.
     """
 
     export_dir: str
@@ -60,6 +63,7 @@ class CompatibilityReport:
     loadable: Mapping[str, tuple[str, ...]]
     oldest: str | None
     notes: tuple[str, ...] = ()
+    advice: tuple[Finding, ...] = ()
 
     @property
     def loads(self) -> bool:
@@ -84,18 +88,18 @@ class CompatibilityReport:
             "readers": list(self.readers),
             "releases": list(self.releases),
             "loadable": {release: list(readers) for release, readers in self.loadable.items()},
-            "findings": [
-                {name: _plain(value) for name, value in vars(x).items()} for x in self.findings
-            ],
+            "findings": [_as_dict(x) for x in self.findings],
+            "advice": [_as_dict(x) for x in self.advice],
             "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         lines = [f"{self.export_dir}: {self._headline()}"]
         shown = self.findings[:_MOST_LINES]
-        lines += [f"  {x} [{span(x.releases)}]" for x in shown]
+        lines += [f"  {x}{f' [{span(x.releases)}]' if x.releases else ''}" for x in shown]
         if len(self.findings) > len(shown):
             lines.append(f"  and {len(self.findings) - len(shown)} more findings")
+        lines += [f"  {x}" for x in self.advice[:_MOST_LINES]]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -103,8 +107,8 @@ class CompatibilityReport:
         rows = "".join(
             f"<tr><td>{html.escape(x.effect)}</td><td>{html.escape(x.message)}</td>"
             f"<td>{html.escape(x.place)}</td><td>{html.escape(x.remedy)}</td>"
-            f"<td>{html.escape(span(x.releases))}</td></tr>"
-            for x in self.findings
+            f"<td>{html.escape(span(x.releases) if x.releases else '')}</td></tr>"
+            for x in (*self.findings, *self.advice)
         )
         head = "<tr><th></th><th>what</th><th>where</th><th>remedy</th><th>TensorFlow</th></tr>"
         return f"<p>{html.escape(self._headline())}</p><table>{head}{rows}</table>"
@@ -128,8 +132,9 @@ def check(export_dir: str | os.PathLike[str], target: str | None = None) -> Comp
     Args:
         export_dir: a directory that TensorFlow, Keras or keras_export wrote.
         target: `tensorflow==2.15`, `tensorflow>=2.13` (then every release from there on must load
-            it), `tf-serving==2.14` (then the C++ loader alone counts), `2.15`. Without one, all
-            releases that are known are judged.
+            it), `tf-serving==2.14` (then the C++ loader alone counts), `2.15`; `tflite` or `onnx`:
+            the converter itself is asked, in a process of its own. Without one, all releases that
+            are known are judged.
 
     Returns:
         What was found; `.ok` is the verdict, `.oldest` the oldest TensorFlow that can load it.
@@ -145,10 +150,22 @@ def check(export_dir: str | os.PathLike[str], target: str | None = None) -> Comp
         >>> report.ok, report.oldest
         (True, '2.12')
     """
-    wanted = _parse(target)
+    wanted = parse_target(target)
     path = os.fspath(export_dir)
     meta_graph, _ = read_graph(path)
-    return _judge(path, meta_graph, wanted)
+    return _judge(path, Graph(meta_graph), wanted)
+
+
+def refuse(export_dir: str, target: str) -> None:
+    """Raises unless a consumer loads an artifact and nothing of its meaning is lost there.
+
+    Raises:
+        IncompatibleError: it does not, with every finding.
+    """
+    report = check(export_dir, target)
+    if not report.ok:
+        listed = "".join(f"\n  {finding}" for finding in report.findings[:_MOST_LINES])
+        raise IncompatibleError(f"Cannot export for target={target!r}:{listed}")
 
 
 def to_json(report: CompatibilityReport) -> str:
@@ -160,17 +177,35 @@ def to_json(report: CompatibilityReport) -> str:
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
+    """Whose loading is judged, in which releases.
+
+    Attributes:
+        text: the target as it was given.
+        readers: who loads.
+        releases: in which releases.
+        notes: what was left out.
+        format: the format to convert to, if it is one of those.
+    """
+
     text: str | None
     readers: tuple[str, ...]
     releases: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    format: str = ""
 
 
-def _parse(text: str | None) -> _Target:
+def parse_target(text: str | None) -> Target:
+    """What a target means.
+
+    Raises:
+        ArgumentError: it is none that is known.
+    """
     known = releases.known()
     if text is None:
-        return _Target(None, (PYTHON, CPP), tuple(known))
+        return Target(None, (PYTHON, CPP), tuple(known))
+    if text in converters.FORMATS:
+        return Target(text, (PYTHON, CPP), (), format=text)
     stripped = text.strip() or "nothing"
     if stripped[:1] in "<>=!~":
         stripped = f"tensorflow{stripped}"
@@ -182,7 +217,9 @@ def _parse(text: str | None) -> _Target:
     except (InvalidRequirement, KeyError) as error:
         raise ArgumentError(
             failure(
-                "check", "target='tensorflow==2.15', 'tensorflow>=2.13' or 'tf-serving==2.14'",
+                "check",
+                "target='tensorflow==2.15', 'tensorflow>=2.13', 'tf-serving==2.14', 'tflite' or "
+                "'onnx'",
                 f"target={text!r}",
             )
         ) from error  # fmt: skip
@@ -195,7 +232,7 @@ def _parse(text: str | None) -> _Target:
                 "`scripts/op_history.py` of the project adds a release.",
             )
         )  # fmt: skip
-    return _Target(text, readers, matching, tuple(_limits(requirement.specifier, known)))
+    return Target(text, readers, matching, tuple(_limits(requirement.specifier, known)))
 
 
 def _matches(specifier: Any, release: str) -> bool:
@@ -215,8 +252,7 @@ def _limits(specifier: Any, known: Mapping[str, Release]) -> Iterator[str]:
 # -- the verdict ---------------------------------------------------------------------------------
 
 
-def _judge(path: str, meta_graph: Any, wanted: _Target) -> CompatibilityReport:
-    graph = Graph(meta_graph)
+def _judge(path: str, graph: Graph, wanted: Target) -> CompatibilityReport:
     known = releases.known()
     found: dict[Any, Finding] = {}
     refusing: dict[str, set[str]] = {name: set() for name in known}
@@ -235,12 +271,17 @@ def _judge(path: str, meta_graph: Any, wanted: _Target) -> CompatibilityReport:
         for name, refused in refusing.items()
     }
     suiting = [name for name, able in loadable.items() if set(wanted.readers) <= set(able)]
+    if wanted.format:
+        found.update(enumerate(converters.refusals_of(wanted.format, path, graph)))
     ordered = sorted(found.values(), key=lambda x: (x.effect != REFUSED, x.problem, x.subject))
     return CompatibilityReport(
         path, wanted.text, wanted.readers, wanted.releases, tuple(ordered), loadable,
-        suiting[0] if suiting else None, wanted.notes,
+        suiting[0] if suiting else None, wanted.notes, tuple(advice_on(graph)),
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(finding).items()
+    }

@@ -16,6 +16,7 @@ working:
     ├── GradientError            ValueError      a custom gradient that cannot be saved
     ├── InsideFunctionError      AssertionError  called while a `tf.function` is traced
     ├── GraphModeError           RuntimeError    eager execution is off
+    ├── IncompatibleError        ValueError      the target cannot load what would be exported
     ├── BackendError             RuntimeError    Keras runs on another backend
     ├── CheckpointError          RuntimeError    an export in the background of training
     ├── MissingAssetError        FileNotFoundError   an asset that is not there
@@ -84,6 +85,10 @@ class InsideFunctionError(ExportError, AssertionError):
 
 class GraphModeError(ExportError, RuntimeError):
     """The call was made without eager execution."""
+
+
+class IncompatibleError(ExportError, ValueError):
+    """The consumer that the caller named as `target` cannot load the artifact."""
 
 
 class BackendError(ExportError, RuntimeError):

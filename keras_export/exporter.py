@@ -17,12 +17,14 @@ import tensorflow as tf
 
 from keras_export import (
     assembly,
+    compatibility,
     digests,
     halves,
     publishing,
     staleness,
     tracking,
     variables,
+    warmups,
 )
 from keras_export import signatures as signature_rules
 from keras_export import tf_internals as tfi
@@ -82,6 +84,8 @@ def export(
     include_optimizer: bool = False,
     state_updates: Literal["report", "refuse"] = "report",
     options: tf.saved_model.SaveOptions | None = None,
+    target: str | None = None,
+    warmup: Any = None,
 ) -> ExportReport:
     """Exports a Keras model for serving, with the names that its author gave.
 
@@ -113,12 +117,20 @@ def export(
         state_updates: a forward pass that updates variables even in inference (a counter, a
             stateful RNN) is exported with a note; `"refuse"` makes it an error.
         options: `tf.saved_model.SaveOptions`.
+        target: the consumer that must be able to load it, as in `check`: `tensorflow>=2.13`,
+            `tf-serving==2.14`, `tflite`. If it cannot, nothing is published.
+        warmup: requests that TensorFlow Serving sends to the model before it serves it, in
+            `assets.extra/tf_serving_warmup_requests`: `{input name: array}`, or one array for
+            signatures with one input; `{signature key: one of these}`; True or a batch size for
+            requests of zeros; a list of these for several. Each is run once on the new artifact,
+            which takes the time of loading it.
 
     Returns:
         What was written and how to call it.
 
     Raises:
         ExportError: as in `save`.
+        IncompatibleError: `target` cannot load it, with every reason. Nothing is left behind.
 
     Example:
         >>> import tempfile, keras, keras_export as ke
@@ -138,6 +150,8 @@ def export(
         variables_dtype=variables_dtype,
         include_optimizer=include_optimizer,
         state_updates=state_updates,
+        target=target,
+        warmup=warmup,
     )
     return exporter.write(export_dir)
 
@@ -162,6 +176,8 @@ class Exporter:
         variables_dtype: as in `export`.
         include_optimizer: as in `export`.
         state_updates: as in `export`.
+        target: as in `export`.
+        warmup: as in `export`, for each write that has none of its own.
 
     Raises:
         ExportError: as in `save`; no file is touched yet.
@@ -189,6 +205,8 @@ class Exporter:
         variables_dtype: Literal["float16", "bfloat16"] | None = None,
         include_optimizer: bool = False,
         state_updates: Literal["report", "refuse"] = "report",
+        target: str | None = None,
+        warmup: Any = None,
         _for_serving: bool = True,
     ):
         is_model = tracking.is_keras_layer(obj)
@@ -218,6 +236,8 @@ class Exporter:
             include_optimizer=include_optimizer,
             state_updates=state_updates,
         )
+        compatibility.parse_target(target)  # a wrong one is refused before the work
+        self._target, self._warmup = target, warmup
         self._assemble(self._request)
 
     def retrace(self) -> None:
@@ -236,11 +256,12 @@ class Exporter:
         self._stamp = _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
-    def write(self, export_dir: str | os.PathLike[str]) -> ExportReport:
+    def write(self, export_dir: str | os.PathLike[str], *, warmup: Any = None) -> ExportReport:
         """Writes the current values.
 
         Args:
             export_dir: as in `save`.
+            warmup: as in `export`, instead of that of the exporter; False for none.
 
         Returns:
             What was written.
@@ -249,7 +270,7 @@ class Exporter:
             ExportError: as in `save`.
         """
         publishing.check_target(export_dir)
-        return self.snapshot().write(export_dir)
+        return self.snapshot().write(export_dir, warmup=warmup)
 
     def snapshot(self) -> Snapshot:
         """Holds the values of this moment by reference.
@@ -266,16 +287,25 @@ class Exporter:
         if not _stamp(self._request).matches(self._stamp):
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
-        return Snapshot(self._plan, variables.read_values(self._plan.checkpoint), seconds)
+        values = variables.read_values(self._plan.checkpoint)
+        return Snapshot(self._plan, values, seconds, self._warmup, self._target)
 
 
 class Snapshot:
     """The values of one moment together with the plan of their artifact."""
 
-    def __init__(self, plan: assembly.Plan, values: variables.Values, seconds: Mapping[str, float]):
+    def __init__(
+        self,
+        plan: assembly.Plan,
+        values: variables.Values,
+        seconds: Mapping[str, float],
+        warmup: Any = None,
+        target: str | None = None,
+    ):
         self._plan = plan
         self._values = values
         self._seconds = dict(seconds)
+        self._warmup, self._target = warmup, target
 
     @property
     def functions(self) -> Mapping[str, SignatureFunction]:
@@ -287,6 +317,7 @@ class Snapshot:
         export_dir: str | os.PathLike[str],
         *,
         exclusive: bool = False,
+        warmup: Any = None,
         extras: Mapping[str, bytes] | None = None,
         shared: SharedFiles | None = None,
         check: Callable[[str], Sequence[str]] | None = None,
@@ -296,6 +327,7 @@ class Snapshot:
         Args:
             export_dir: as in `save`.
             exclusive: refuse a target that exists.
+            warmup: as in `Exporter.write`.
             extras: files for `assets.extra/`, by name.
             shared: what earlier artifacts of the same exporter hold, to be linked where it is the
                 same; from one thread at a time.
@@ -307,12 +339,20 @@ class Snapshot:
 
         Raises:
             TargetError: the target cannot be written; it is as it was, and no other file is left.
+            ArgumentError: `warmup` does not fit; likewise.
+            IncompatibleError: the exporter's `target` cannot load it; likewise.
         """
+        chosen = self._warmup if warmup is None else warmup
+        requests = warmups.requests_of(chosen, self._plan.signatures)
         started = time.perf_counter()
         shared = shared or SharedFiles()
         with publishing.stage(export_dir) as staging:
             with publishing.explained(staging.target):
                 size = _write_files(self._plan, self._values, staging.path, extras or {}, shared)
+            if self._target is not None:
+                compatibility.refuse(staging.path, self._target)
+            with publishing.explained(staging.target):
+                size += _write_requests(requests, staging.path)
             written = time.perf_counter()
             notes = [] if check is None else check(staging.path)
             checked = time.perf_counter()
@@ -387,6 +427,18 @@ def _write_files(
         for name in names
         if gfile.exists(join(folder, name))  # ram:// lists names that there are not
     )
+
+
+def _write_requests(requests: Sequence[warmups.Request], directory: str) -> int:
+    """Tries the warm-up requests on a written artifact and puts them into it."""
+    if not requests:
+        return 0
+    warmups.try_out(directory, requests)
+    folder = tf.io.gfile.join(directory, "assets.extra")
+    content = warmups.encode(requests)
+    tf.io.gfile.makedirs(folder)
+    _write_file(tf.io.gfile.join(folder, warmups.FILE), content)
+    return len(content)
 
 
 def _write_file(path: str, content: bytes) -> None:

@@ -813,16 +813,26 @@ def _add_python_function(objects: _ObjectGraph, function: PythonFunction) -> Non
 def _add_save_restore(objects: _ObjectGraph, item: SaveRestore) -> None:
     # The loader gives the object these two as its methods.
     proto = objects.proto.nodes[objects.ids[id(item.source.node)]].saveable_objects[item.name]
-    for field_name, function in (("save_function", item.save), ("restore_function", item.restore)):
-        saved = objects.add(function)
-        saved.bare_concrete_function.concrete_function_name = function.name
-        saved.bare_concrete_function.allowed_positional_arguments = (
-            1 if item.key is None else function.concrete._num_positional_args
-        )
-        saved.bare_concrete_function.argument_keywords.extend(
-            tf.compat.as_str(x) for x in function.concrete._arg_keywords
-        )
-        setattr(proto, field_name, objects.ids[id(function)])
+    positional = 1 if item.key is None else item.save.concrete._num_positional_args
+    saved = _add_bare_function(objects, item.save, positional)
+    if item.key is not None:
+        # Without a spec, TensorFlow 2.13 does not make a tensor of the key that it calls this with.
+        names = list(saved.argument_keywords)
+        fullargspec = tfi.FullArgSpec(names, None, None, None, [], None, {})
+        structures.encode_into(fullargspec, saved.function_spec.fullargspec)
+        saved.function_spec.input_signature.none_value.SetInParent()
+    proto.save_function = objects.ids[id(item.save)]
+    positional = 1 if item.key is None else item.restore.concrete._num_positional_args
+    _add_bare_function(objects, item.restore, positional)
+    proto.restore_function = objects.ids[id(item.restore)]
+
+
+def _add_bare_function(objects: _ObjectGraph, function: BoundFunction, positional: int) -> Any:
+    proto = objects.add(function).bare_concrete_function
+    proto.concrete_function_name = function.name
+    proto.allowed_positional_arguments = positional
+    proto.argument_keywords.extend(tf.compat.as_str(x) for x in function.concrete._arg_keywords)
+    return proto
 
 
 def _add_captured_tensors(objects: _ObjectGraph, library: FunctionLibrary) -> None:

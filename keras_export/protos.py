@@ -61,10 +61,15 @@ _MESSAGES = {
     "Dim": "size=1:int",
     "AssetFile": "tensor_info=1:Tensor filename=2:string",
     "SavedObjects": "nodes=1:SavedObject* concrete_functions=2:ConcreteEntry*",
-    "SavedObject": "children=1:Child* function=6:SavedFunction variable=7:SavedVariable",
+    "SavedObject": "children=1:Child* function=6:SavedFunction variable=7:SavedVariable "
+    "bare_concrete_function=8:SavedBare saveable_objects=11:SaveableEntry*",
     "SavedFunction": "concrete_functions=1:string*",
     "ConcreteEntry": "key=1:string value=2:Concrete",
     "Concrete": "canonicalized_input_signature=3:Value",
+    "SavedBare": "concrete_function_name=1:string argument_keywords=2:string* function_spec=4:Spec",
+    "Spec": "fullargspec=1:Value",
+    "SaveableEntry": "key=1:string value=2:Saveable",
+    "Saveable": "save_function=2:int",
     "SavedVariable": "dtype=1:int shape=2:Shape trainable=3:bool name=6:string",
     "Child": "node_id=1:int local_name=2:string",
     "CheckpointObjects": "nodes=1:CheckpointObject*",
@@ -87,6 +92,12 @@ _MESSAGES = {
     "crc32c=6:fixed32 slices=7:Slice*",
     "Slice": "extent=1:Extent*",
     "Extent": "start=1:int length=2:int",
+    # tensorflow_serving/apis/{prediction_log,predict,model}.proto; a TensorProto is its bytes.
+    "PredictionLog": "predict_log=6:PredictLog",
+    "PredictLog": "request=1:PredictRequest",
+    "PredictRequest": "model_spec=1:ModelSpec inputs=2:InputEntry*",
+    "ModelSpec": "signature_name=3:string",
+    "InputEntry": "key=1:string value=2:bytes",
     "Fingerprint": "saved_model_checksum=1:uint graph_def_program_hash=2:uint "
     "signature_def_hash=3:uint saved_object_graph_hash=4:uint checkpoint_hash=5:uint uuid=7:string",
 }
@@ -132,6 +143,7 @@ BundleHeader = _CLASSES["BundleHeader"]
 BundleEntry = _CLASSES["BundleEntry"]
 Fingerprint = _CLASSES["Fingerprint"]
 Attr = _CLASSES["Attr"]
+PredictionLog = _CLASSES["PredictionLog"]
 
 # By number of the enum `DataType` (tensorflow/core/framework/types.proto): name, bytes of an
 # element. Kinds without a fixed size have 0.

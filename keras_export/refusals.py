@@ -39,6 +39,12 @@ _HINTS = frozenset(
     }
 )
 
+# Observed: Python's loaders that do not make a tensor of the key that they call a function with.
+_STRICT_ABOUT_KEYS = ("2.12", "2.13")
+
+# They call back into the Python of the process that traced them.
+_PYTHON_OPS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+
 # Replaced by others before anything runs.
 _REWRITTEN = frozenset({"AccumulateNV2"})
 
@@ -48,7 +54,7 @@ class Finding:
     """Something in an artifact that a consumer lacks.
 
     Attributes:
-        problem: `op`, `attribute`, `dtype`, `value`, `kernel`, `device` or `version`.
+        problem: `op`, `attribute`, `dtype`, `value`, `kernel`, `device`, `object` or `version`.
         subject: the op, `Op.attribute`, or what else it is about.
         effect: `refused`, the consumer fails; `ignored`, it loads, and the meaning is lost.
         message: what is wrong, and what the consumer has instead.
@@ -187,13 +193,14 @@ class Graph:
             found[name] = runs
             for node in nodes:
                 compiled = _is_compiled(node.attr)
-                for callee in self._callees(node):
+                for callee in self.callees(node):
                     function = self.library[callee]
                     kernels = runs and not compiled and not _is_compiled(function.attr)
                     waiting.append((callee, function.node_def, kernels))
         return found
 
-    def _callees(self, node: Any) -> Iterator[str]:
+    def callees(self, node: Any) -> Iterator[str]:
+        """The library functions that a node calls."""
         if node.op in self.library:
             yield node.op
         for entry in node.attr:
@@ -229,6 +236,7 @@ class _Problem:
 def findings_of(graph: Graph, release: Release) -> Iterator[Finding]:
     """What one release has against a graph, one finding for nodes that are alike."""
     yield from _version_findings(graph.meta_graph.graph_def.versions, release)
+    yield from _table_findings(graph.meta_graph.object_graph_def, release)
     for kind, places in graph.kinds.values():
         for problem in _problems(kind, graph, release):
             concerned = [(reader, where) for reader, where in places.of(problem) if where]
@@ -257,6 +265,29 @@ def _version_findings(versions: Any, release: Release) -> Iterator[Finding]:
             f"The graph asks for {expected}; TensorFlow {release.name} is {release.producer}.",
             "Export it again, or deploy on another TensorFlow.", (CPP,), (release.name,),
         )  # fmt: skip
+
+
+def _table_findings(objects: Any, release: Release) -> Iterator[Finding]:
+    """Objects that save themselves by a function of a key, as tables do.
+
+    Loaders call it with a Python string. A function that takes tensors alone refuses that in the
+    first releases, and with a `function_spec` in the very first.
+    """
+    if release.name not in _STRICT_ABOUT_KEYS:
+        return
+    for saved in objects.nodes:
+        for entry in saved.saveable_objects:
+            bare = objects.nodes[entry.value.save_function].bare_concrete_function
+            spared = bare.HasField("function_spec") and release.name != _STRICT_ABOUT_KEYS[0]
+            if bare.argument_keywords and not spared:
+                yield Finding(
+                    "object", "saveable_objects", REFUSED,
+                    f"Python's loader of TensorFlow {release.name} cannot call "
+                    f"{bare.concrete_function_name}, by which a table is saved.",
+                    "Use a StaticHashTable, or `keras_export.export`, which leaves out tables "
+                    "that no signature looks into.",
+                    (PYTHON,), (release.name,), bare.concrete_function_name,
+                )  # fmt: skip
 
 
 def _problems(kind: _Kind, graph: Graph, release: Release) -> Iterator[_Problem]:
@@ -414,13 +445,19 @@ def _with_dtype(number: int) -> str:
 
 
 def _run_problems(kind: _Kind, op: Op, release: Release) -> Iterator[_Problem]:
-    if kind.device and "CPU" not in kind.device.upper() and ":" in kind.device:
+    if any(name in kind.device.upper() for name in ("GPU", "TPU")):
         yield _Problem(
             "device", kind.device, REFUSED,
             f"A node must run on {kind.device}, which a consumer without it cannot.",
             "Export it again with keras_export outside of `tf.device`, or allow soft placement.",
         )  # fmt: skip
-    if op.only_on_gpu:
+    if kind.op in _PYTHON_OPS:
+        yield _Problem(
+            "kernel", kind.op, REFUSED,
+            f"{kind.op} calls Python code that only the exporting process has.",
+            "Write the step with TensorFlow's ops instead of `tf.py_function`.", at_run=True,
+        )  # fmt: skip
+    elif op.only_on_gpu:
         yield _Problem(
             "kernel", kind.op, REFUSED, f"The op {kind.op} has kernels for GPUs only.",
             "Export a portable form of the layer, or deploy on a GPU.", at_run=True,

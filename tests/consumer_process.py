@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import io
 import itertools
@@ -24,6 +25,14 @@ import consumer_values as wire
 import numpy as np
 import tensorflow as tf
 from consumer_gradients import gradients
+
+# Arrays travel pickled, and NumPy 2 names the places of its functions anew.
+_OLD_NUMPY = np.__version__.startswith("1.")
+if _OLD_NUMPY:
+    for _name in ("", ".multiarray", ".numeric"):
+        sys.modules[f"numpy._core{_name}"] = importlib.import_module(f"numpy.core{_name}")
+# Protocol 5 of NumPy 1 is one that NumPy 2 warns of.
+_PROTOCOL = 4 if _OLD_NUMPY else pickle.HIGHEST_PROTOCOL
 
 
 class _NoKerasExport:
@@ -281,7 +290,7 @@ def reply_to(server: Server, request: bytes) -> bytes:
     released, arguments = pickle.loads(request)
     try:
         server.release(released)
-        return pickle.dumps((True, server.answer(*arguments)), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((True, server.answer(*arguments)), _PROTOCOL)
     except Exception as error:
         failure = (False, type(error).__name__, str(error), traceback.format_exc())
         return pickle.dumps(failure)
@@ -327,7 +336,8 @@ def _infos(infos: Mapping[str, Any]) -> dict[str, wire.Spec]:
 
 def _with_defaults(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Adds the defaults of inputs that were left out, as TensorFlow Serving does."""
-    defaults = {name: tf.make_ndarray(proto) for name, proto in signature.defaults.items()}
+    described = getattr(signature, "defaults", {})  # none before TensorFlow 2.14
+    defaults = {name: tf.make_ndarray(proto) for name, proto in described.items()}
     return {**defaults, **inputs}
 
 

@@ -75,11 +75,16 @@ class _RemoteTraceback(Exception):
 
 
 class Consumers:
-    """The readers, and the process they run in."""
+    """The readers, and the process they run in.
 
-    def __init__(self, timeout: float = _TIMEOUT_SECONDS) -> None:
-        self.timeout = timeout
-        self._process = _Process()
+    Args:
+        timeout: seconds that a request may take.
+        python: the interpreter that reads, which may have another TensorFlow.
+    """
+
+    def __init__(self, timeout: float = _TIMEOUT_SECONDS, python: str = sys.executable) -> None:
+        self.timeout, self._python = timeout, python
+        self._process = _Process(python)
 
     def tf(self, export_dir: PathLike, tags: Sequence[str] | None = None) -> TensorFlowArtifact:
         """Loads by `tf.saved_model.load`."""
@@ -154,7 +159,7 @@ class Consumers:
 
     def _running(self) -> _Process:
         if self._process.stopped:
-            self._process = _Process()
+            self._process = _Process(self._python)
         return self._process
 
 
@@ -299,12 +304,12 @@ class Checkpoint:
 class _Process:
     """One reading process and the pipe to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str) -> None:
         self.released: list[int] = []
         self._folder = tempfile.TemporaryDirectory(prefix="consumer-")
         self._log = Path(self._folder.name, "log.txt")
         self._pipe, theirs = Pipe()
-        self._child = _start(theirs, Path(self._folder.name), self._log)
+        self._child = _start(python, theirs, Path(self._folder.name), self._log)
         theirs.close()
 
     @property
@@ -348,11 +353,11 @@ class _Process:
         return ConsumerCrash(f"{what}: {end}\n{tail[-_LOG_TAIL_CHARACTERS:]}")
 
 
-def _start(pipe: Connection, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(python: str, pipe: Connection, folder: Path, log: Path) -> subprocess.Popen[bytes]:
     # In a folder of its own, so that an artifact can't lean on a relative path.
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", str(_SCRIPT), str(pipe.fileno())],
+            [python, "-X", "faulthandler", str(_SCRIPT), str(pipe.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -254,6 +254,35 @@ def test_an_op_without_a_kernel_runs_only_in_code_that_xla_makes(
         assert works(lambda load=load: load(tmp_path)) == compiled
 
 
+class Table(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="x")])
+    def served(self, x: Any) -> Any:
+        return self.table.lookup(x)
+
+
+def test_a_table_that_changes_needs_tensorflow_2_13_in_python(tmp_path: Path) -> None:
+    module = Table()
+    for name, save in (("ours", ke.save), ("theirs", tf.saved_model.save)):
+        save(module, str(tmp_path / name), signatures=module.served)
+        report = ke.check(tmp_path / name)
+        assert report.oldest == "2.13" and report.loadable["2.12"] == ("c++",)
+        assert [finding.problem for finding in report.findings] == ["object"]
+
+
+def test_the_tables_of_adapt_do_not_keep_an_old_reader_from_loading(tmp_path: Path) -> None:
+    text = keras.layers.TextVectorization(output_sequence_length=3)
+    text.adapt(["a b", "b"])
+    model = keras.Sequential([keras.Input((1,), dtype="string", name="x"), text])
+    ke.export(model, tmp_path / "ours")
+    model.export(tmp_path / "keras")
+    assert ke.check(tmp_path / "ours").oldest == "2.12"
+    assert ke.check(tmp_path / "keras").loadable["2.12"] == ("c++",)
+
+
 # -- targets --------------------------------------------------------------------------------------
 
 
