@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from keras_export.mixin import with_export as with_export
     from keras_export.reports import ExportReport as ExportReport
     from keras_export.reports import Signature as Signature
+    from keras_export.reweighting import WeightsReport as WeightsReport
+    from keras_export.reweighting import extract_weights as extract_weights
+    from keras_export.reweighting import reweight as reweight
     from keras_export.trainings import TrainingReport as TrainingReport
     from keras_export.verification import Problem as Problem
     from keras_export.verification import VerificationReport as VerificationReport
@@ -70,14 +73,17 @@ _HOMES = {
     "TrainingReport": "keras_export.trainings",
     "VariableChange": "keras_export.comparison",
     "VerificationReport": "keras_export.verification",
+    "WeightsReport": "keras_export.reweighting",
     "check": "keras_export.compatibility",
     "convert": "keras_export.conversion",
     "diff": "keras_export.comparison",
     "export": "keras_export.exporter",
+    "extract_weights": "keras_export.reweighting",
     "from_examples": "keras_export.endpoints",
     "from_image_bytes": "keras_export.endpoints",
     "from_text": "keras_export.endpoints",
     "inspect": "keras_export.inspection",
+    "reweight": "keras_export.reweighting",
     "save": "keras_export.exporter",
     "strip_default_attributes": "keras_export.attributes",
     "verify": "keras_export.verification",

@@ -112,7 +112,7 @@ class Bundle:
         entry = self.entries[key]
         if entry.sliced or entry.dtype not in _numpy_names():
             return None
-        dtype = _numpy_dtype(entry.dtype)
+        dtype = numpy_dtype(entry.dtype)
         return np.frombuffer(self.content(entry), dtype).reshape(entry.shape)
 
     def strings(self, key: str) -> list[bytes]:
@@ -192,7 +192,8 @@ def _numpy_names() -> frozenset[str]:
     return frozenset(n for n, _ in protos.DTYPES.values() if n not in skipped and n[0] != "q")
 
 
-def _numpy_dtype(name: str) -> Any:
+def numpy_dtype(name: str) -> Any:
+    """The numpy dtype of a TensorFlow dtype that has a size."""
     import numpy as np
 
     if name == "bfloat16" or name.startswith(("float8", "int4", "uint4", "int2", "uint2")):

@@ -8,6 +8,7 @@ and the saver.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import attributes, structures
+from keras_export import attributes, structures, weight_paths
 from keras_export import tf_internals as tfi
 from keras_export.errors import UnsupportedError
 from keras_export.functions import (
@@ -30,7 +31,7 @@ from keras_export.functions import (
 )
 from keras_export.resources import ResourceGraph, SaveRestore, SaverFunctions
 from keras_export.signatures import INIT_OP_KEY, SignatureFunction, SignatureOutput
-from keras_export.tracking import Collection, Node, TrackedGraph, path_text
+from keras_export.tracking import Collection, Node, TrackedGraph, is_keras_layer, path_text
 from keras_export.variables import CheckpointPlan, Source, saver_of
 from keras_export.wrappers import call_op, fill_call, keyword
 
@@ -726,6 +727,16 @@ def _fill_user_object(saved: Any, node: Node, contents: Contents) -> None:
     if revived is None:
         revived = _user_object(node.obj._object_identifier)
     saved.user_object.CopyFrom(revived)
+    if node is contents.saved[0] and is_keras_layer(node.obj):
+        saved.user_object.metadata = _weight_paths(node.obj, contents.checkpoint)
+
+
+def _weight_paths(model: Any, checkpoint: CheckpointPlan) -> str:
+    """Where Keras keeps the variables in a file of weights: no loader reads it, `reweight` does."""
+    paths = weight_paths.paths_of(model)
+    keys = {id(x.node.obj): x.names[0][1] for x in checkpoint.sources if x.by == "variable"}
+    known = {key: paths.of[held] for held, key in keys.items() if held in paths.of}
+    return weight_paths.encoded(dataclasses.replace(paths, of=known)) if known else ""
 
 
 def _user_object(identifier: str) -> Any:

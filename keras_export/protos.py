@@ -61,8 +61,10 @@ _MESSAGES = {
     "Dim": "size=1:int",
     "AssetFile": "tensor_info=1:Tensor filename=2:string",
     "SavedObjects": "nodes=1:SavedObject* concrete_functions=2:ConcreteEntry*",
-    "SavedObject": "children=1:Child* function=6:SavedFunction variable=7:SavedVariable "
-    "bare_concrete_function=8:SavedBare saveable_objects=11:SaveableEntry*",
+    "SavedObject": "children=1:Child* user_object=4:UserObject function=6:SavedFunction "
+    "variable=7:SavedVariable bare_concrete_function=8:SavedBare "
+    "saveable_objects=11:SaveableEntry*",
+    "UserObject": "identifier=1:string metadata=3:string",
     "SavedFunction": "concrete_functions=1:string*",
     "ConcreteEntry": "key=1:string value=2:Concrete",
     "Concrete": "canonicalized_input_signature=3:Value",

@@ -179,6 +179,22 @@ def stage(export_dir: str | os.PathLike[str]) -> Iterator[Staging]:
         staging._discard()
 
 
+def put_in_place(source: str, target: str) -> None:
+    """Makes a finished file durable and puts it in the place of another, in one step.
+
+    Args:
+        source: in the same file system as `target`.
+        target: local path of a file, or of none yet.
+
+    Raises:
+        TargetError: it cannot be replaced; it is as it was.
+    """
+    with explained(target):
+        _sync(source)
+        os.replace(source, target)
+        _sync(os.path.dirname(os.path.abspath(target)))
+
+
 def sweep(parent: str | os.PathLike[str]) -> list[str]:
     """Removes the staging directories that dead processes of this user left in a folder.
 

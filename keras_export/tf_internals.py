@@ -9,6 +9,7 @@ Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
 # The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
 # them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
@@ -207,3 +208,20 @@ def keras_device_questions() -> list[tuple[object, str, bool]]:
     known = [(rnn, "_is_gpu_available", False), (nn, "_cpu_only", True)]
     # Older releases do not ask the second: they choose the same kernels everywhere.
     return [question for question in known if hasattr(*question[:2])]
+
+
+def keras_walk_saveable(saveable: object) -> Iterator[tuple[str, object]]:
+    """The attributes of a Keras object in the order in which Keras saves their weights.
+
+    No public API tells where in a file of weights a variable is.
+    """
+    from keras.src.saving.saving_lib import _walk_saveable
+
+    yield from _walk_saveable(saveable)
+
+
+def keras_saves_nested_containers() -> bool:
+    """Whether this Keras saves layers in lists of lists; the releases that do have this name."""
+    from keras.src.saving import saving_lib
+
+    return hasattr(saving_lib, "_container_path_present")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,26 @@ def test_the_command_converts_one_file_or_a_folder(
     printed = capsys.readouterr()
     assert "three.h5" in printed.err and "Traceback" not in printed.err
     assert not (tmp_path / "refused").exists()
+
+
+def _more_memory(path: Path, layers: int) -> float:
+    """In MB; the weights have 8 MB in each layer."""
+    script = Path(__file__).with_name("conversion_process.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path(ke.__file__).parent.parent)}
+    for verb in ("make", "convert"):
+        found = subprocess.run(
+            [sys.executable, str(script), verb, str(path), str(layers)],
+            check=True, capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+    return float(found.stdout)
+
+
+def test_a_conversion_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
+    # A fixed part counts more in a small model: 64 MB of weights here.
+    assert _more_memory(tmp_path / "large.keras", 8) < 1.3 * 64 + 32
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_the_conversion_of_400_megabytes_takes_little_more(ending: str, tmp_path: Path) -> None:
+    assert _more_memory(tmp_path / f"large.{ending}", 50) < 1.3 * 400
