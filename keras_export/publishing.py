@@ -57,6 +57,7 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 # EBUSY: a mount. EXDEV: a directory from a lower layer of an overlay, as in a container image.
 _IMMOVABLE = (*_UNWRITABLE, errno.EBUSY, errno.EXDEV)
 # By absl status code.
+_INVALID_ARGUMENT = 3
 _TF_ERRNO = {5: errno.ENOENT, 6: errno.EEXIST, 7: errno.EACCES, 8: errno.ENOSPC, 12: errno.ENOTSUP}
 _UNCHANGED = "What was at the path before is unchanged."
 _ADVICE = {
@@ -720,7 +721,9 @@ def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     status = getattr(error, "error_code", None)  # tf.errors.OpError, without TensorFlow
-    return None if status is None else _TF_ERRNO.get(status, errno.EIO)
+    if status in (None, _INVALID_ARGUMENT):  # not of a file system: a device that is not there
+        return None
+    return _TF_ERRNO.get(status, errno.EIO)
 
 
 # -- steps on directories --------------------------------------------------------------------------

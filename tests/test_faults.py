@@ -91,7 +91,11 @@ def kill_and_resume(trainings, folder, kills, consumers, **options):
     assert not list(filter(is_stray, os.listdir(folder)))
     told = told_of(folder)
     assert told == sorted(set(told))
-    assert versions_in(folder) == told[-3:]
+    # One may have been killed after it published and before it told.
+    kept = versions_in(folder)
+    assert len(kept) == 3
+    assert kept[-1] == told[-1]
+    assert {version for version in told if version >= kept[0]} <= set(kept)
 
 
 def test_what_a_killed_training_published_is_whole_and_the_next_goes_on(
