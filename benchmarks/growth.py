@@ -49,11 +49,13 @@ class Holder(keras.layers.Layer):
         count, length = self._shape
         # Not of one value: equal pages could be stored once by a file system.
         values = np.random.default_rng(0).random(length, "float32")
-        for index in range(count):
+        self.held = [
             self.add_weight(shape=(length,), initializer=lambda *_, **__: values, name=f"w{index}")
+            for index in range(count)
+        ]
 
     def call(self, x: Any) -> Any:
-        return x + self.weights[0][0]
+        return x + self.held[0][0]
 
 
 def variables(size: int) -> keras.Model:
