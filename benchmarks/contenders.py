@@ -46,9 +46,9 @@ def trace(model: keras.Model) -> Any:
     def forward(x: Any) -> Any:
         return model(x, training=False)
 
-    (x,) = model.inputs
-    spec = tf.TensorSpec(x.shape, x.dtype)
-    return tf.function(forward, autograph=False).get_concrete_function(spec)
+    structure = model.inputs[0] if len(model.inputs) == 1 else model.input
+    specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), structure)
+    return tf.function(forward, autograph=False).get_concrete_function(specs)
 
 
 def gradient_tracer(model: keras.Model, concrete: Any) -> Callable[[], None]:

@@ -1,16 +1,19 @@
 """The models that are measured, with random weights.
 
-In: a name from `MODELS`. Out: a new Keras model with one input tensor, and data to train it on. The
+In: a name from `MODELS`, or `zoo/KIND`. Out: a new Keras model, and data to train it on. The
 invariant: a model is made by Keras layers alone and is the same in structure each time.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from zoo import KINDS, Kind
 
 # Those of BERT-base (uncased), with a shorter text.
 _LAYERS, _WIDTH, _HEADS, _HIDDEN = 12, 768, 12, 3072
@@ -64,10 +67,39 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+# Before the name of a kind of the zoo.
+ZOO = "zoo/"
+
+_KIND_OF: weakref.WeakKeyDictionary[keras.Model, Kind] = weakref.WeakKeyDictionary()
+
+
 def build(name: str) -> keras.Model:
     """A new model; layer names count from one again."""
+    if name.startswith(ZOO):
+        kinds = _measurable()
+        kind = kinds.get(name.removeprefix(ZOO))
+        if kind is None:
+            raise SystemExit(f"{name!r} is none of {', '.join(ZOO + other for other in kinds)}")
+        model = kind.make()
+        _KIND_OF[model] = kind
+        return model
     keras.utils.clear_session(free_memory=False)
     return MODELS[name]()
+
+
+def _measurable() -> dict[str, Kind]:
+    """The architectures that every contender can export and train."""
+    return {
+        name: kind
+        for name, kind in KINDS.items()
+        if kind.family == "architectures"
+        and kind.available
+        and not kind.called
+        and kind.input_signature is None
+        and kind.calls == 1
+        and all(text.startswith("float32[?") for text in kind.outputs.values())
+        and all(text.startswith(("float32[?", "int32[?")) for text in kind.inputs.values())
+    }
 
 
 def compile_model(model: keras.Model) -> None:
@@ -78,8 +110,12 @@ def compile_model(model: keras.Model) -> None:
     model.compile(keras.optimizers.SGD(_LEARNING_RATE), "mse", jit_compile=False)
 
 
-def batch(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
-    """One example and its target."""
+def batch(model: keras.Model) -> tuple[Any, Any]:
+    """One example and its target; of the zoo, the examples of the kind."""
+    kind = _KIND_OF.get(model)
+    if kind is not None:
+        (examples,) = kind.data()
+        return examples, tf.nest.map_structure(np.zeros_like, model(examples))
     (x,), (y,) = model.inputs, model.outputs
     dtype = np.dtype(x.dtype)
     inputs = np.random.default_rng(0).integers(0, 255, (1, *x.shape[1:])).astype(dtype)

@@ -113,7 +113,7 @@ def assemble(request: ExportRequest) -> Plan:
     options = _checked_options(request.options)
     _refuse_context()
     _refuse_untrackable(request.obj)
-    with _COLLECTOR.paused(), _portable(request.obj):
+    with _COLLECTOR.paused(), _portable(request.obj), keras_models.not_recording():
         return _assemble(request, options)
 
 
@@ -154,8 +154,7 @@ def _assemble_tracked(
     signatures.refuse_reserved_attribute(tracked, root)
     if tracking.uses_keras():
         keras_models.refuse_torch(tracked, root)
-    with keras_models.not_recording():
-        found = _find_signatures(request, tracked)
+    found = _find_signatures(request, tracked)
     idle = _idle_tables(tracked, found) if request.for_serving else set()
     if idle or any(trace.built_model for trace in found.traces.values()):
         tracked = _track(request, idle)
