@@ -9,7 +9,7 @@ METADATA := setup.cfg pyproject.toml
 IN_RANGE := import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
 
-.PHONY: demo test lint soak benchmark figures docs clean
+.PHONY: demo test test-matrix test-oldest test-newest lint soak benchmark figures docs clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.created:
@@ -31,6 +31,18 @@ demo: $(VENV)/.installed-demo
 test: lint
 	$(PYTHON) -m pytest -n 2
 
+# The oldest and the newest releases that are supported, each in an environment of its own.
+RELEASES_oldest := 'tensorflow==2.16.*' 'keras==3.4.*'
+RELEASES_newest := 'tensorflow<2.22' 'keras>=3.4'
+
+test-matrix: test-oldest test-newest
+
+test-oldest test-newest: test-%: $(VENV)/.created
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install --upgrade \
+	    --editable '.[test]' $(RELEASES_$*)
+	.venv-$*/bin/python -m pytest -n 2
+
 lint: $(VENV)/.installed-test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
@@ -48,6 +60,6 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --site-dir build/docs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info demo_output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

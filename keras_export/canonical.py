@@ -42,6 +42,8 @@ _DROPPED = frozenset(
     }
 )
 
+_ARGUMENT_NAME = "_user_specified_name"
+
 # Attributes of calls that describe the process that traced them.
 _DROPPED_FROM_CALLS = frozenset({"config_proto"})
 
@@ -77,7 +79,10 @@ def canonicalize(
     needed = _captured_nodes(library)
     for name, definition in library.definitions.items():
         _keep_shapes(definition, library.graphs.get(name))
+        names = _argument_names(definition) if name in library.functions else {}
         _strip(definition)
+        for index, given in names.items():
+            definition.arg_attr[index].attr[_ARGUMENT_NAME].s = given
         _prune(definition, name in readers, needed.get(name, frozenset()))
     if not keep_names:
         _rename_nodes(library)
@@ -109,6 +114,16 @@ def _gradients_of(library: FunctionLibrary, definition: Any) -> list[str]:
 
 
 # -- attributes -------------------------------------------------------------------------------
+
+
+def _argument_names(definition: Any) -> dict[int, bytes]:
+    """The names that users gave to arguments; tools that list a function's arguments show them."""
+    return {
+        index: attributes.attr[_ARGUMENT_NAME].s
+        for index, attributes in definition.arg_attr.items()
+        if _ARGUMENT_NAME in attributes.attr
+        and definition.signature.input_arg[index].type != tf.resource.as_datatype_enum
+    }
 
 
 def _strip(definition: Any) -> None:

@@ -108,7 +108,7 @@ def add_gradients(collector: FunctionCollector) -> None:
     """
     library = collector.library
     names = list(library.definitions)
-    for _ in range(_MAX_ORDER):
+    for order in range(_MAX_ORDER):
         known = set(library.definitions)
         groups: dict[Any, _Group] = {}
         seen: set[str] = set()
@@ -116,7 +116,7 @@ def add_gradients(collector: FunctionCollector) -> None:
             for node, op_type in marks(library.definitions[name]):
                 if op_type not in library.gradients and op_type not in seen:
                     seen.add(op_type)
-                    _group(collector, groups, name, node, op_type)
+                    _group(collector, groups, name, node, op_type, required=order == 0)
         for group in _merged(library, groups):
             _add_group(collector, group)
         names = [name for name in library.definitions if name not in known]
@@ -135,6 +135,8 @@ def _group(
     function: str,
     node: Any,
     op_type: str,
+    *,
+    required: bool,
 ) -> None:
     try:
         gradient = tfi.gradient_registry.lookup(op_type)
@@ -151,7 +153,12 @@ def _group(
     tensors = described.tensors
     key = op_type if described.key is None else (described.key, described.shapes)
     if key not in groups:
-        traced = _trace(gradient, op, function)
+        try:
+            traced = _trace(gradient, op, function)
+        except GradientError:
+            if required:
+                raise
+            return  # a gradient without a derivative of its own, as of `tf.recompute_grad`
         reads = closures.positions(traced.graph.external_captures, tensors)
         # One that reads something else as well cannot stand for others.
         key = key if reads is not None else op_type

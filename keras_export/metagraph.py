@@ -45,6 +45,9 @@ _METHOD_NAME = "tensorflow/serving/predict"
 _MAIN_OP_COLLECTION = "saved_model_main_op"
 _SCHEMA_VERSION = 1
 
+# tensorflow/core/graph/graph.cc: older readers do not know functions.
+_MIN_CONSUMER_OF_FUNCTIONS = 12
+
 
 @dataclass(frozen=True)
 class PythonFunction:
@@ -163,6 +166,8 @@ class _MainGraph:
         self._assets: dict[int, str] = {}
         graph_def.versions.producer = tfi.GRAPH_DEF_VERSION
         graph_def.versions.min_consumer = tfi.GRAPH_DEF_VERSION_MIN_CONSUMER
+        if contents.library.definitions:
+            graph_def.versions.min_consumer = _MIN_CONSUMER_OF_FUNCTIONS
 
     def unique(self, name: str) -> str:
         candidate = name

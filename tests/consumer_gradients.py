@@ -33,6 +33,25 @@ def gradients(
     return tf.nest.pack_sequence_as(sources, each)
 
 
+def second_gradients(function: Callable[..., Any], x: tf.Tensor) -> tf.Tensor:
+    """Differentiates half the sum of squares of the first derivatives of the same.
+
+    Args:
+        function: called as `function(x)`.
+        x: floats, with respect to which both derivatives are.
+
+    Returns:
+        A tensor like `x`.
+    """
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            loss = half_of_squares(function(x))
+        slope = half_of_squares(inner.gradient(loss, x))
+    return outer.gradient(slope, x)
+
+
 def half_of_squares(outputs: Any) -> tf.Tensor:
     """The loss of `gradients`."""
     flat = tf.nest.flatten(outputs, expand_composites=True)

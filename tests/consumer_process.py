@@ -24,7 +24,7 @@ from typing import Any
 import consumer_values as wire
 import numpy as np
 import tensorflow as tf
-from consumer_gradients import gradients
+from consumer_gradients import gradients, second_gradients
 
 # Arrays travel pickled, and NumPy 2 names the places of its functions anew.
 _OLD_NUMPY = np.__version__.startswith("1.")
@@ -88,6 +88,9 @@ class TensorFlowReader:
         values = gradients(self._at(path), [sources[name] for name in names], args, kwargs)
         return {name: wire.to_wire(value) for name, value in zip(names, values, strict=True)}
 
+    def second_gradient(self, path: str, x: np.ndarray) -> Any:
+        return wire.to_wire(second_gradients(self._at(path), wire.from_wire(x)))
+
     def save(self, export_dir: str) -> None:
         tf.saved_model.save(self._loaded, export_dir)
 
@@ -140,6 +143,22 @@ class V1Reader:
         with self._session.graph.as_default():
             saver = tf.compat.v1.train.Saver(saver_def=self._meta_graph.saver_def)
             return saver.save(self._session, prefix, write_meta_graph=False, write_state=False)
+
+    def save_model(self, export_dir: str) -> None:
+        with self._session.graph.as_default():
+            builder = tf.compat.v1.saved_model.Builder(export_dir)
+            signatures = {k: v for k, v in self._meta_graph.signature_def.items() if k[:2] != "__"}
+            (init,) = tf.compat.v1.get_collection("saved_model_main_op")
+            # The builder makes it again, and refuses to have two.
+            self._session.graph.clear_collection("saved_model_main_op")
+            builder.add_meta_graph_and_variables(
+                self._session,
+                ["serve"],
+                signatures,
+                main_op=init,
+                saver=tf.compat.v1.train.Saver(saver_def=self._meta_graph.saver_def),
+            )
+            builder.save()
 
     def close(self) -> None:
         self._session.close()

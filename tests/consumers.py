@@ -204,6 +204,10 @@ class V1Artifact(GraphArtifact):
         os.makedirs(os.path.dirname(_absolute(prefix)), exist_ok=True)
         return self._use("save", _absolute(prefix))
 
+    def save_model(self, export_dir: PathLike) -> None:
+        """Saves what the session holds again by `tf.compat.v1.saved_model.Builder`."""
+        self._use("save_model", _absolute(export_dir))
+
 
 class TensorFlowArtifact(GraphArtifact):
     """An artifact loaded as an object.
@@ -250,6 +254,13 @@ class TensorFlowArtifact(GraphArtifact):
             none.
         """
         return self._use("gradient", path, wrt, to_wire(args), to_wire(kwargs))
+
+    def second_gradient(self, path: str, x: np.ndarray) -> np.ndarray:
+        """Differentiates the derivative of a function of one argument once more.
+
+        `consumer_gradients.second_gradients` computes the same for a live object.
+        """
+        return self._use("second_gradient", path, to_wire(x))
 
     def save(self, export_dir: PathLike) -> None:
         """Saves the loaded object again by `tf.saved_model.save`."""

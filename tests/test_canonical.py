@@ -249,7 +249,8 @@ def test_only_attributes_that_readers_need_stay(effects: Path, exported: Path) -
             assert "config_proto" not in node.attr
         for function in artifacts.library(export_dir).values():
             assert "_input_shapes" in function.attr
-            assert not function.arg_attr
+            kept = [set(argument.attr) for argument in function.arg_attr.values()]
+            assert all(names == {"_user_specified_name"} for names in kept)
             assert "_construction_context" not in function.attr
 
 

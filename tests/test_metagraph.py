@@ -137,6 +137,58 @@ def test_the_saver_restores_and_saves_in_a_session(
     assert_same(theirs, ours)
 
 
+def test_a_session_saves_the_whole_artifact_again(
+    tmp_path: Path, saved: Path, consumers: Consumers
+) -> None:
+    x = np.float32([1, 2])
+    expected = consumers.v1(saved).signature(x=x)
+    consumers.v1(saved).save_model(tmp_path / "again")
+    for reader in (consumers.v1, consumers.cpp):
+        assert_same(reader(tmp_path / "again").signature(x=x), expected)
+
+
+def test_saved_model_cli_shows_and_runs(export_dir: Path, consumers: Consumers) -> None:
+    (name,) = artifacts.meta_graph(export_dir).signature_def["serving_default"].inputs
+    shown = consumers.cli(export_dir)
+    assert "MetaGraphDef with tag-set: 'serve'" in shown
+    assert f"inputs['{name}'] tensor_info" in shown
+    options = ("--tag_set=serve", "--signature_def=serving_default")
+    inputs = np.ones([2, *_free(export_dir, name)[1:]]).tolist()
+    computed = consumers.cli(export_dir, "run", *options, f"--input_exprs={name}={inputs}")
+    assert "Result for output key" in computed
+
+
+def _free(export_dir: Path, name: str) -> list[int]:
+    shape = artifacts.meta_graph(export_dir).signature_def["serving_default"].inputs[name]
+    return [dim.size for dim in shape.tensor_shape.dim]
+
+
+def test_the_fingerprint_is_what_tensorflow_computes_of_the_files(
+    export_dir: Path, consumers: Consumers
+) -> None:
+    from tensorflow.core.protobuf import fingerprint_pb2
+    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+    content = fingerprinting.CreateFingerprintDef(str(export_dir))
+    computed = fingerprint_pb2.FingerprintDef.FromString(content)
+    stored = consumers.fingerprint(export_dir)
+    assert {name: getattr(computed, name) for name in stored if name != "version"} == {
+        name: value for name, value in stored.items() if name != "version"
+    }
+
+
+def test_arguments_keep_the_names_that_users_gave_them(tmp_path: Path) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec([None])
+    module.f = tf.function(lambda x, y: x - y, input_signature=[spec, spec])
+    ke.save(module, tmp_path)
+    names = {
+        tuple(f.arg_attr[i].attr["_user_specified_name"].s for i in sorted(f.arg_attr))
+        for f in artifacts.library(tmp_path).values()
+    }
+    assert names == {(b"x", b"y")}
+
+
 def test_a_model_without_variables_loads_everywhere(tmp_path: Path, consumers: Consumers) -> None:
     module = tf.Module()
     module.f = tf.function(lambda x: x + 1.0, input_signature=[SPEC])
