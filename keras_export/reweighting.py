@@ -469,6 +469,7 @@ def _write_hdf5(
     by_layer: bool,
 ) -> None:
     if not by_layer:
+        file.require_group("vars")  # Keras 3.4 asks for the root's, even without variables
         for variable in variables:
             for path in paths[variable.key]:
                 _write_dataset(file, path, bundle, variable)

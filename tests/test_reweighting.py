@@ -169,7 +169,7 @@ def test_artifacts_of_others_go_by_the_names_of_variables(
 ) -> None:
     later, model = made(9), made()
     if writer == "keras":
-        model.export(tmp_path / "a", verbose=False)
+        model.export(tmp_path / "a")
     else:
         tf.saved_model.save(model, tmp_path / "a")
     later.save(tmp_path / "w.h5")
