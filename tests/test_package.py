@@ -75,6 +75,7 @@ _ORDER = [
     "weights",
     "pictures",
     "terminal",
+    "retention",
     "releases",
     "layers",
     "refusals",

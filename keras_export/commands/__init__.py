@@ -6,3 +6,4 @@ one is light, so that `--help` answers at once: what a command needs, it imports
 """
 
 NAMES = ("check", "convert", "diff", "reweight", "run", "show", "verify", "weights")
+NAMES = ("check", "convert", "diff", "prune", "run", "show", "verify")
