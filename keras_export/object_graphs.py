@@ -55,8 +55,8 @@ def walk(saved: Any, stored: Any) -> tuple[dict[int, str], dict[int, set[int]]]:
     queue = [(0, 0)]
     while queue:
         ours, theirs = queue.pop(0)
-        by_name = {child.local_name: child.node_id for child in stored[theirs].children}
-        for child in saved[ours].children:
+        by_name = {x.local_name: x.node_id for x in _children(stored, theirs)}
+        for child in _children(saved, ours):
             paths.setdefault(child.node_id, f"{paths[ours]}.{child.local_name}")
             place = by_name.get(child.local_name)
             known = pairs.setdefault(child.node_id, set())
@@ -67,12 +67,17 @@ def walk(saved: Any, stored: Any) -> tuple[dict[int, str], dict[int, set[int]]]:
     return paths, pairs
 
 
+def _children(nodes: Any, number: int) -> Any:
+    """The children of an object that is there; a damaged artifact may name one that is not."""
+    return [x for x in nodes[number].children if 0 <= x.node_id < len(nodes)]
+
+
 def _name_the_rest(saved: Any, paths: dict[int, str]) -> None:
     """Paths of what hangs below an object that the checkpoint does not know."""
     queue = list(paths)
     while queue:
         ours = queue.pop(0)
-        for child in saved[ours].children:
+        for child in _children(saved, ours):
             if child.node_id not in paths:
                 paths[child.node_id] = f"{paths[ours]}.{child.local_name}"
                 queue.append(child.node_id)

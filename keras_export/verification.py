@@ -212,13 +212,16 @@ class _Verification:
         self._check_fingerprint()
         self._check_values()
         self._check_assets()
-        if self._meta_graph is not None:
+        # What is damaged has been named: that it does not fit says no more.
+        if self._meta_graph is not None and not self._is_damaged():
             for kind, where, message in crosschecks.crosscheck(
                 self._meta_graph, self._bundle, self._path
             ):
-                # An index that is damaged has been named; that it lacks all keys says no more.
                 if self._bundle is not None or kind != "missing-variable":
                     self._add(kind, where, message)
+
+    def _is_damaged(self) -> bool:
+        return any(x.kind.startswith(("damaged-", "truncated-")) for x in self._problems)
 
     def check_by_running(
         self,

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import keras_export as ke
-from keras_export import cli
+from keras_export import bundles, cli, inspection, object_graphs
 from keras_export.errors import ArgumentError
 
 _WRITERS = ("ours", "keras", "tensorflow")
@@ -150,6 +150,25 @@ def test_a_flipped_bit_in_what_others_wrote_is_noticed(
     file: str, writer: str, damaged: Any
 ) -> None:
     _flip_many(damaged(writer), file, 25)
+
+
+def test_an_object_graph_that_names_no_object_is_read_as_far_as_it_goes(
+    exports: dict[str, Path],
+) -> None:
+    meta_graph, _ = inspection.read_graph(str(exports["keras"]))
+    bundle = bundles.read_bundle(inspection.bundle_prefix(str(exports["keras"])))
+    assert bundle is not None
+    saved, stored = meta_graph.object_graph_def.nodes, object_graphs.stored_objects(bundle)
+    whole, _ = object_graphs.walk(saved, stored)
+    for number in (len(saved), 1 << 40, -1):
+        saved[0].children[0].node_id = number
+        paths, _ = object_graphs.walk(saved, stored)
+        assert set(paths) <= set(whole) and len(paths) > 1
+        saved[0].children[0].node_id = stored[0].children[0].node_id
+        stored[0].children[0].node_id = number
+        paths, pairs = object_graphs.walk(saved, stored)
+        assert set(paths) == set(whole) and len(pairs) > 1
+        stored[0].children[0].node_id = saved[0].children[0].node_id
 
 
 @pytest.mark.soak

@@ -5,5 +5,4 @@ arguments, and `run(options)`, which returns the exit code: 0 fine, 1 failed or 
 one is light, so that `--help` answers at once: what a command needs, it imports in `run`.
 """
 
-NAMES = ("check", "convert", "diff", "reweight", "run", "show", "verify", "weights")
-NAMES = ("check", "convert", "diff", "prune", "run", "show", "verify")
+NAMES = ("check", "convert", "diff", "prune", "reweight", "run", "show", "verify", "weights")
