@@ -9,7 +9,7 @@ Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import collections.abc
 
 # The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
 # them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
@@ -210,7 +210,7 @@ def keras_device_questions() -> list[tuple[object, str, bool]]:
     return [question for question in known if hasattr(*question[:2])]
 
 
-def keras_walk_saveable(saveable: object) -> Iterator[tuple[str, object]]:
+def keras_walk_saveable(saveable: object) -> collections.abc.Iterator[tuple[str, object]]:
     """The attributes of a Keras object in the order in which Keras saves their weights.
 
     No public API tells where in a file of weights a variable is.
