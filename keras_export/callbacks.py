@@ -119,6 +119,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         include_optimizer: as in `keras_export.export`.
         state_updates: as in `keras_export.export`.
         options: `tf.saved_model.SaveOptions`.
+        target: as in `keras_export.export`.
+        warmup: as in `keras_export.export`; requests are tried on each version, which takes the
+            thread that writes the time of loading it.
         on_export: called with the report of each export after it is published, by the thread that
             wrote it and before `fit` returns. What it raises counts as an error of the export.
         on_error: `"raise"` ends the training with the first error, at the next event or at the
@@ -184,6 +187,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         include_optimizer: bool = False,
         state_updates: Literal["report", "refuse"] = "report",
         options: tf.saved_model.SaveOptions | None = None,
+        target: str | None = None,
+        warmup: Any = None,
     ):
         super().__init__()
         _refuse_weights_only(save_weights_only)
@@ -218,6 +223,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             "variables_dtype": variables_dtype,
             "include_optimizer": include_optimizer,
             "state_updates": state_updates,
+            "target": target,
+            "warmup": warmup,
         }
         self._when_busy = when_busy
         self._on_export = on_export

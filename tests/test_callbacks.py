@@ -802,6 +802,25 @@ def test_the_arguments_of_modelcheckpoint_come_first_in_its_order():
     assert set(more) == {inspect.Parameter.KEYWORD_ONLY}
 
 
+def test_the_callback_takes_every_keyword_of_export():
+    theirs = inspect.signature(ke.export).parameters
+    ours = inspect.signature(SavedModelCheckpoint.__init__).parameters
+    shared = set(theirs) - {"model", "export_dir", "verbose"}
+    assert shared <= set(ours)
+    assert {name: ours[name].default for name in shared} == {
+        name: theirs[name].default for name in shared
+    }
+
+
+def test_each_version_has_its_warm_up_requests_and_fits_its_target(tmp_path):
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}", warmup=2, target="tensorflow>=2.16")
+    fit(tiny_model(), checkpoint, epochs=2)
+    for version in ("1", "2"):
+        assert names_in(tmp_path / version / "assets.extra") == [
+            "keras_export.json", "tf_serving_warmup_requests",
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
