@@ -149,7 +149,7 @@ def test_the_names_of_keras_can_be_had(tmp_path: Path) -> None:
     x = keras.Input((2,), name="x")
     model = keras.Model(x, [dense(1, "a")(x), dense(2, "b")(x)])
     report = ke.export(model, tmp_path / "ours", names="keras")
-    model.export(tmp_path / "keras", verbose=False)
+    model.export(tmp_path / "keras")
     theirs = artifacts.meta_graph(tmp_path / "keras").signature_def["serve"]
     assert list(report.signatures["serve"].outputs) == sorted(theirs.outputs)
     assert list(report.signatures["serve"].inputs) == sorted(theirs.inputs)

@@ -76,11 +76,11 @@ def replace_head(model: Any) -> None:
     model(tf.ones([1, 2]))
 
 
-def adapted(layer: Any, data: Any) -> Callable[[], tuple[Any, Any]]:
+def adapted(new: Callable[[], Any], data: Any) -> Callable[[], tuple[Any, Any]]:
     def make() -> tuple[Any, Any]:
-        fresh = type(layer).from_config(layer.get_config())
-        fresh.adapt(data)
-        return single(fresh, *np.shape(data)[1:], dtype="float32"), np.asarray(data, "float32")
+        layer = new()
+        layer.adapt(data)
+        return single(layer, *np.shape(data)[1:], dtype="float32"), np.asarray(data, "float32")
 
     return make
 
@@ -111,11 +111,11 @@ CHANGES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[[Any], Any]]] =
     "a layer is quantized": (dense, lambda model: model.layers[-1].quantize("int8")),
     "a dtype policy changes": (dense, set_policy),
     "a normalization adapts again": (
-        adapted(keras.layers.Normalization(name="y"), numbers()),
+        adapted(lambda: keras.layers.Normalization(name="y"), numbers()),
         lambda model: model.layers[-1].adapt(numbers() ** 2),
     ),
     "buckets adapt again": (
-        adapted(keras.layers.Discretization(num_bins=4, name="y"), numbers()),
+        adapted(lambda: keras.layers.Discretization(num_bins=4, name="y"), numbers()),
         lambda model: model.layers[-1].adapt(numbers() ** 3 / 1600),
     ),
     "a vocabulary adapts again": (words, lambda model: model.layers[-1].adapt(["c d", "c"])),
