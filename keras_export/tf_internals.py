@@ -8,8 +8,8 @@ Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
 
 from __future__ import annotations
 
-import importlib
 import collections.abc
+import importlib
 
 # The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
 # them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
