@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from keras_export import commands
 from keras_export.errors import ExportError, InvocationError
 
 _FAILED, _UNREADABLE = 1, 2
+_CUT_OFF = 128 + signal.SIGPIPE  # as shells report it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before TensorFlow is imported: it reads this once.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Who reads us, `head` for instance, has seen enough; Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CUT_OFF
     except (ExportError, OSError) as error:
         if options.debug:
             traceback.print_exc()

@@ -145,3 +145,15 @@ def test_the_other_shells_get_every_command(
     script = capsys.readouterr().out
     assert all(name in script for name in commands.NAMES) and "files-only" in script
     assert ("bashcompinit" in script) == (shell == "zsh")
+
+
+def test_a_reader_that_stops_early_is_no_error(export_dir: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "keras_export", "show", export_dir, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
