@@ -42,7 +42,9 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     # Without these two the file changes with each run.
     with mpl.rc_context({"svg.hashsalt": "keras_export", "font.size": 10}):
-        plots = {"ratios": ratios(results), "growth": growth(results)}
+        plots = {"ratios": ratios(results)}
+        if results.get("growth"):
+            plots["growth"] = growth(results)
         for name, figure in plots.items():
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
             pyplot.close(figure)
@@ -99,7 +101,8 @@ def ratios(results: Mapping[str, Any]) -> Any:
     """How many times more others take than keras_export, by quantity and model."""
     quantities = [name for name in _QUANTITIES if name not in ("stall", "bytes on disk")]
     figure, axes = pyplot.subplots(
-        1, len(quantities), figsize=(12, 3.4), sharey=True, layout="constrained"
+        1, len(quantities), figsize=(12, 1.6 + 0.7 * len(results["models"])), sharey=True,
+        layout="constrained",
     )
     names = list(results["models"])
     for axis, quantity in zip(axes, quantities, strict=True):
