@@ -18,6 +18,7 @@ from keras_export import attributes
 from keras_export import tf_internals as tfi
 from keras_export.effects import READING_OPS
 from keras_export.functions import (
+    MARK,
     CapturedTensor,
     FunctionLibrary,
     called_by,
@@ -26,7 +27,7 @@ from keras_export.functions import (
     stem_of,
 )
 from keras_export.gradients import marks
-from keras_export.outlining import MARK, set_shapes
+from keras_export.outlining import set_shapes
 
 # Attributes that start with `_` belong to no op. These say how a graph was built, and no reader of
 # SavedModels was found to need them; every other one stays.

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export.functions import function_attributes
+from keras_export.functions import MARK, function_attributes
 
 # The function that `tf.custom_gradient` registers ignores the op itself; others may read it.
 _REGISTERING_MODULE = "tensorflow.python.ops.custom_gradient"
@@ -87,7 +87,7 @@ def without_shapes(definition: Any, upstream: int) -> bytes | None:
         names[argument.name] = argument.name = f"argument{index}"
     used: set[str] = set()
     for node in definition.node_def:
-        if function_attributes(node.op) or _is_marked(node):
+        if function_attributes(node.op) or MARK in node.attr:
             return None
         copied = stripped.node_def.add()
         copied.CopyFrom(node)
@@ -111,10 +111,6 @@ def positions(captures: Sequence[Any], tensors: Sequence[Any]) -> list[int] | No
     known = {id(tensor): index for index, tensor in enumerate(tensors)}
     found = [known.get(id(capture)) for capture in captures]
     return None if None in found else found  # type: ignore[return-value]
-
-
-def _is_marked(node: Any) -> bool:
-    return "_gradient_op_type" in node.attr
 
 
 def _describe(value: Any, tensors: list[Any], seen: dict[int, int], depth: int) -> Any:

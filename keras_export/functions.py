@@ -24,6 +24,10 @@ from keras_export.tracking import Node, TrackedGraph, path_text
 _HANDLE_DTYPES = (tf.resource, tf.variant)
 
 
+# The attribute that names the gradient of an op.
+MARK = "_gradient_op_type"
+
+
 @dataclass(eq=False)
 class Constant:
     """A value that a function captured."""

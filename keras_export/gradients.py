@@ -19,6 +19,7 @@ from keras_export import closures, outlining, structures, wrappers
 from keras_export import tf_internals as tfi
 from keras_export.errors import GradientError
 from keras_export.functions import (
+    MARK,
     Binding,
     BoundFunction,
     CapturedTensor,
@@ -26,7 +27,6 @@ from keras_export.functions import (
     FunctionLibrary,
     function_name,
 )
-from keras_export.outlining import MARK
 
 # Gradients of gradients: second-order differentiation is the deepest that TensorFlow documents.
 _MAX_ORDER = 2

@@ -19,10 +19,8 @@ from typing import Any
 import tensorflow as tf
 
 from keras_export import tf_internals as tfi
-from keras_export.functions import FunctionLibrary
-
-# The attribute that names the gradient of an op.
-MARK = "_gradient_op_type"
+from keras_export.functions import MARK, FunctionLibrary
+from keras_export.wrappers import unused_name
 
 # What `tf.custom_gradient` marks. Its results have the same names as those of a call.
 _MARKED_OP = "IdentityN"
@@ -90,7 +88,7 @@ def add_region(library: FunctionLibrary, places: Sequence[Place], op_type: str) 
         op_type: the gradient op type that the op in the function is marked with.
     """
     definition = tfi.function_pb2.FunctionDef()
-    definition.signature.name = name = _unused_name(library)
+    definition.signature.name = name = unused_name(library, _STEM)
     inner = definition.node_def.add()
     inner.CopyFrom(places[0].node)
     inner.attr.pop("_output_shapes", None)
@@ -182,10 +180,3 @@ def set_shapes(attr: Any, shapes: Iterable[tf.TensorShape]) -> None:
     target.SetInParent()
     for shape in shapes:
         target.shape.add().CopyFrom(shape.as_proto())
-
-
-def _unused_name(library: FunctionLibrary) -> str:
-    number = len(library.definitions)
-    while f"{_STEM}_{number}" in library.definitions:
-        number += 1
-    return f"{_STEM}_{number}"

@@ -43,7 +43,7 @@ def wrap(
     """
     callee = library.definitions[inner.name]
     definition = tfi.function_pb2.FunctionDef()
-    definition.signature.name = _unused_name(library, name)
+    definition.signature.name = unused_name(library, name)
     definition.signature.is_stateful = callee.signature.is_stateful
     outer_names = _copy_arguments(definition, callee, arguments)
     call = _add_call(definition, callee, inner, outer_names)
@@ -101,7 +101,8 @@ def _named(spec: Any, name: str) -> Any:
     return tf.TensorSpec(spec.shape, spec.dtype, name) if isinstance(spec, tf.TensorSpec) else spec
 
 
-def _unused_name(library: FunctionLibrary, base: str) -> str:
+def unused_name(library: FunctionLibrary, base: str) -> str:
+    """The first name on `base` that no function of the library has."""
     number = 0
     while f"{base}_{number}" in library.definitions:
         number += 1
