@@ -22,7 +22,7 @@ OURS, KERAS, TENSORFLOW = "keras_export", "model.export", "tf.saved_model.save"
 
 
 def export_ours(model: keras.Model, folder: str) -> None:
-    ke.Exporter(model).write(folder)
+    ke.export(model, folder)
 
 
 def export_keras(model: keras.Model, folder: str) -> None:

@@ -120,9 +120,10 @@ def _round(notebook: Notebook, model: keras.Model, floor_first: bool) -> None:
     """
     if floor_first:
         _floor_of_first(notebook, model)
-    exporter = _first_export(notebook, model)
+    _peer(notebook, "first export", OURS, model)
     if not floor_first:
         _floor_of_first(notebook, model)
+    exporter = ke.Exporter(model)
     for contender in PEERS:
         _peer(notebook, "first export", contender, model)
     for contender in PEERS:
@@ -131,17 +132,6 @@ def _round(notebook: Notebook, model: keras.Model, floor_first: bool) -> None:
         _peer(notebook, "later export", contender, model)
     notebook.time("snapshot", OURS, exporter.snapshot)
     notebook.time("snapshot", "read_value", lambda: contenders.read(model))
-
-
-def _first_export(notebook: Notebook, model: keras.Model) -> ke.Exporter:
-    made = []
-
-    def export(folder: str) -> None:
-        made.append(ke.Exporter(model))
-        made[0].write(folder)
-
-    notebook.time_writing("first export", OURS, export)
-    return made[0]
 
 
 def _peer(notebook: Notebook, quantity: str, contender: str, model: keras.Model) -> None:

@@ -52,7 +52,7 @@ def of_export(model: keras.Model, folder: Path) -> dict[str, dict[str, float]]:
     """
     target = tempfile.mkdtemp(dir=folder)
     with _timers() as seconds:
-        report = ke.Exporter(model).write(target)
+        report = ke.export(model, target)
     shutil.rmtree(target)
     return {"report": dict(report.seconds), "steps": dict(seconds)}
 

@@ -12,7 +12,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,8 @@ from keras_export.errors import (
 from keras_export.reports import Signature
 
 SERVE_KEY = "serve"
+
+BeforeTrace = Callable[[tracking.TrackedGraph, str], variables.CheckpointPlan | None]
 
 # What the loaded object of a model has beside its endpoints.
 _LISTS = ("variables", "trainable_variables", "non_trainable_variables")
@@ -104,8 +106,13 @@ class Plan:
     functions: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
 
-def assemble(request: ExportRequest) -> Plan:
+def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) -> Plan:
     """Traces what is not traced yet and assembles the artifact.
+
+    Args:
+        request: what is wanted.
+        before_trace: is called with the tracked objects and the name of the root, and may return
+            the plan of their checkpoint, which saves making it.
 
     Raises:
         ExportError: one of its kinds, for anything that cannot be exported.
@@ -114,16 +121,16 @@ def assemble(request: ExportRequest) -> Plan:
     _refuse_context()
     _refuse_untrackable(request.obj)
     with _COLLECTOR.paused(), _portable(request.obj), keras_models.not_recording():
-        return _assemble(request, options)
+        return _assemble(request, options, before_trace)
 
 
-def _assemble(request: ExportRequest, options: Any) -> Plan:
+def _assemble(request: ExportRequest, options: Any, before_trace: BeforeTrace | None) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
     if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj)):
         tracked = _track(request)
         if not _was_traced_for_replicas(request, tracked):
-            return _assemble_tracked(request, options, root, tracked, started)
+            return _assemble_tracked(request, options, root, tracked, started, before_trace)
     # Functions trace again inside it, so nobody else enters it.
     with tfi.save_context(options):
         return _assemble_tracked(request, options, root, _track(request), started)
@@ -150,16 +157,18 @@ def _assemble_tracked(
     root: str,
     tracked: tracking.TrackedGraph,
     started: float,
+    before_trace: BeforeTrace | None = None,
 ) -> Plan:
     signatures.refuse_reserved_attribute(tracked, root)
     if tracking.uses_keras():
         keras_models.refuse_torch(tracked, root)
+    checkpoint = None if before_trace is None else before_trace(tracked, root)
     found = _find_signatures(request, tracked)
     idle = _idle_tables(tracked, found) if request.for_serving else set()
     if idle or any(trace.built_model for trace in found.traces.values()):
-        tracked = _track(request, idle)
+        tracked, checkpoint = _track(request, idle), None
     traced = time.perf_counter()
-    contents, stored_as = _contents(request, tracked, found, options, root)
+    contents, stored_as = _contents(request, tracked, found, options, root, checkpoint)
     assembled = metagraph.assemble(contents)
     return Plan(
         assembled,
@@ -426,8 +435,9 @@ def _contents(
     found: _Found,
     options: Any,
     root: str,
+    checkpoint: variables.CheckpointPlan | None,
 ) -> tuple[metagraph.Contents, dict[str, tf.DType]]:
-    checkpoint = variables.plan_checkpoint(tracked, root)
+    checkpoint = checkpoint or variables.plan_checkpoint(tracked, root)
     if request.weights is not None:
         checkpoint = averages.read_averages(checkpoint, request.obj)
         found.notes.append(averages.NOTE)

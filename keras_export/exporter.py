@@ -7,7 +7,9 @@ publishes is complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from keras_export import (
     assembly,
     compatibility,
     digests,
+    early_writing,
     halves,
     publishing,
     staleness,
@@ -68,7 +71,7 @@ def save(
         >>> print(report.signatures["serving_default"])
         (x: float32[...]) -> (output_0: float32[...])
     """
-    return Exporter(obj, signatures, options, _for_serving=False).write(export_dir)
+    return _export_once(export_dir, obj, signatures, options, _for_serving=False)
 
 
 def export(
@@ -139,7 +142,8 @@ def export(
         >>> print(ke.export(model, tempfile.mkdtemp()).signatures["serve"])
         (x: float32[?, 4]) -> (out: float32[?, 5])
     """
-    exporter = Exporter(
+    return _export_once(
+        export_dir,
         model,
         signatures,
         options,
@@ -153,7 +157,14 @@ def export(
         target=target,
         warmup=warmup,
     )
-    return exporter.write(export_dir)
+
+
+def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> ExportReport:
+    """Traces and writes at the same time."""
+    publishing.check_target(export_dir)
+    with early_writing.EarlyBundle(export_dir) as early:
+        exporter = Exporter(*args, **kwargs, _early=early)
+        return exporter.snapshot()._write(export_dir, early=early)
 
 
 class Exporter:
@@ -208,6 +219,7 @@ class Exporter:
         target: str | None = None,
         warmup: Any = None,
         _for_serving: bool = True,
+        _early: early_writing.EarlyBundle | None = None,
     ):
         is_model = tracking.is_keras_layer(obj)
         for_models = {
@@ -238,7 +250,7 @@ class Exporter:
         )
         compatibility.parse_target(target)  # a wrong one is refused before the work
         self._target, self._warmup = target, warmup
-        self._assemble(self._request)
+        self._assemble(self._request, _early)
 
     def retrace(self) -> None:
         """Traces and assembles again, also the `tf.function`s that were passed as signatures.
@@ -251,8 +263,11 @@ class Exporter:
         fresh = signature_rules.untraced(self._request.signatures)
         self._assemble(dataclasses.replace(self._request, signatures=fresh))
 
-    def _assemble(self, request: assembly.ExportRequest) -> None:
-        self._plan = assembly.assemble(request)
+    def _assemble(
+        self, request: assembly.ExportRequest, early: early_writing.EarlyBundle | None = None
+    ) -> None:
+        before_trace = None if early is None else functools.partial(early.begin, request)
+        self._plan = assembly.assemble(request, before_trace)
         self._stamp = _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
@@ -342,13 +357,36 @@ class Snapshot:
             ArgumentError: `warmup` does not fit; likewise.
             IncompatibleError: the exporter's `target` cannot load it; likewise.
         """
+        return self._write(
+            export_dir,
+            exclusive=exclusive,
+            warmup=warmup,
+            extras=extras,
+            shared=shared,
+            check=check,
+        )
+
+    def _write(
+        self,
+        export_dir: str | os.PathLike[str],
+        *,
+        exclusive: bool = False,
+        warmup: Any = None,
+        extras: Mapping[str, bytes] | None = None,
+        shared: SharedFiles | None = None,
+        check: Callable[[str], Sequence[str]] | None = None,
+        early: early_writing.EarlyBundle | None = None,
+    ) -> ExportReport:
         chosen = self._warmup if warmup is None else warmup
         requests = warmups.requests_of(chosen, self._plan.signatures)
         started = time.perf_counter()
         shared = shared or SharedFiles()
-        with publishing.stage(export_dir) as staging:
+        staged = None if early is None else early.take(self._plan.checkpoint, self._values)
+        values = self._values if staged is None else None
+        with contextlib.ExitStack() as stack:
+            staging = staged or stack.enter_context(publishing.stage(export_dir))
             with publishing.explained(staging.target):
-                size = _write_files(self._plan, self._values, staging.path, extras or {}, shared)
+                size = _write_files(self._plan, values, staging.path, extras or {}, shared)
             if self._target is not None:
                 compatibility.refuse(staging.path, self._target)
             with publishing.explained(staging.target):
@@ -401,7 +439,7 @@ def _stamp(request: assembly.ExportRequest) -> staleness.Stamp:
 
 def _write_files(
     plan: assembly.Plan,
-    values: variables.Values,
+    values: variables.Values | None,
     directory: str,
     extras: Mapping[str, bytes],
     shared: SharedFiles,

@@ -26,7 +26,7 @@ from keras_export import publishing, variables
 from keras_export.assembly import Plan
 from keras_export.variables import Entry, Values
 
-_BUNDLE = "variables/variables"
+BUNDLE = "variables/variables"
 _Status = tuple[int, int, int, int]
 
 
@@ -83,18 +83,19 @@ class SharedFiles:
         self._still = still
         self._moved.clear()
 
-    def write_into(self, directory: str, plan: Plan, values: Values) -> None:
+    def write_into(self, directory: str, plan: Plan, values: Values | None) -> None:
         """Writes the values, the graph and the assets of a version.
 
         Args:
             directory: empty but for the folders `variables` and `assets`.
             plan: of the artifact.
-            values: of the moment.
+            values: of the moment; None if they are there already.
         """
         self._written, self.bytes_linked = [], 0
         join = tf.io.gfile.join
-        stored = variables.cast(values, plan.stored_as)
-        self._write_values(join(directory, _BUNDLE), directory, plan, stored)
+        if values is not None:
+            stored = variables.cast(values, plan.stored_as)
+            self._write_values(join(directory, BUNDLE), directory, plan, stored)
         for asset in plan.meta_graph.assets:
             name = join("assets", asset.filename)
             stamp = _modified(asset.source)
@@ -184,7 +185,7 @@ class SharedFiles:
         variables.merge_bundles(prefix, parts)
         self._shards += new
         for number, shard in enumerate([*linked, *new]):
-            name = f"{_BUNDLE}.data-{number:05d}-of-{len(parts):05d}"
+            name = f"{BUNDLE}.data-{number:05d}-of-{len(parts):05d}"
             self._written.append((name, shard.file))
 
     def _keys_of_still(self, plan: Plan) -> Set[str]:
@@ -201,7 +202,7 @@ class SharedFiles:
         changed = {
             key
             for key, entry in shard.entries.items()
-            if key not in entries or not _same(entry.tensor, entries[key].tensor)
+            if key not in entries or not same(entry.tensor, entries[key].tensor)
         }
         self._moved |= {key for key, _ in changed} - {variables.OBJECT_GRAPH_KEY}
         return not changed
@@ -213,7 +214,7 @@ def _contents(plan: Plan) -> Iterable[tuple[str, bytes]]:
         yield "debug/saved_model_debug_info.pb", plan.debug_info
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether two tensors have the same type, shape and bytes."""
     if one is other:
         return True

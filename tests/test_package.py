@@ -52,6 +52,7 @@ _ORDER = [
     "publishing",
     "staleness",
     "sharing",
+    "early_writing",
     "background",
     "outcomes",
     "ranking",
