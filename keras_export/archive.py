@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import keras_models, portability, tracking
+from keras_export import input_specs, keras_models, portability, tracking
 from keras_export import tf_internals as tfi
 from keras_export.assembly import SERVE_KEY
 from keras_export.errors import (
@@ -313,7 +313,7 @@ def _trace_of(function: Any) -> Any:
 
 
 def _spec_of(value: Any) -> Any:
-    spec = keras_models.spec_of(value)
+    spec = input_specs.spec_of(value)
     name = getattr(value, "name", None)
     if isinstance(spec, tf.TensorSpec) and spec.name is None and isinstance(name, str):
         return tf.TensorSpec(spec.shape, spec.dtype, name)
@@ -332,7 +332,7 @@ def _plain(structure: Any) -> Any:
 def _named(fn: Callable[..., Any], specs: Sequence[Any]) -> list[Any]:
     """Names the tensors that share an argument: several without a name have no fixed order."""
     named = []
-    for argument, structure in zip(keras_models.argument_names(fn, len(specs)), specs, strict=True):
+    for argument, structure in zip(input_specs.argument_names(fn, len(specs)), specs, strict=True):
         leaves = tf.nest.flatten(structure)
         if len(leaves) > 1:
             leaves = [_with_name(x, argument, index) for index, x in enumerate(leaves)]

@@ -23,12 +23,14 @@ from keras_export import (
     canonical,
     effects,
     endpoints,
+    forward_traces,
     functions,
     gradients,
     halves,
     keras_models,
     metagraph,
     portability,
+    recorded_calls,
     resources,
     signatures,
     tracking,
@@ -120,7 +122,7 @@ def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) ->
     options = _checked_options(request.options)
     _refuse_context()
     _refuse_untrackable(request.obj)
-    with _COLLECTOR.paused(), _portable(request.obj), keras_models.not_recording():
+    with _COLLECTOR.paused(), _portable(request.obj), recorded_calls.not_recording():
         return _assemble(request, options, before_trace)
 
 
@@ -299,7 +301,7 @@ class _Found:
     """
 
     signatures: dict[str, signatures.SignatureFunction] = field(default_factory=dict)
-    traces: dict[str, keras_models.ForwardTrace] = field(default_factory=dict)
+    traces: dict[str, forward_traces.ForwardTrace] = field(default_factory=dict)
     forward: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -389,7 +391,7 @@ def _serving_signatures(request: ExportRequest) -> _Found:
 
 def _given_signatures(given: Mapping[str, Any]) -> _Found:
     found = _Found()
-    known: dict[int, keras_models.ForwardTrace] = {}
+    known: dict[int, forward_traces.ForwardTrace] = {}
     for key, function in given.items():
         forward = endpoints.forward_of(key, function)
         if forward is None:
@@ -397,7 +399,7 @@ def _given_signatures(given: Mapping[str, Any]) -> _Found:
             found.notes.extend(found.signatures[key].notes)
             continue
         if id(function) not in known:
-            known[id(function)] = keras_models.trace(forward, wrappers.identifier(key))
+            known[id(function)] = forward_traces.trace(forward, wrappers.identifier(key))
         found.traces[key] = known[id(function)]
         found.signatures[key] = found.traces[key].signature(key)
         found.notes.extend(found.traces[key].notes)
@@ -413,7 +415,7 @@ def _forward_signature(request: ExportRequest, keys: Sequence[str], notes: list[
     forward = keras_models.forward_of(
         request.obj, request.input_signature, request.names, request.output_names
     )
-    trace = keras_models.trace(forward)
+    trace = forward_traces.trace(forward)
     return _Found(
         {key: trace.signature(key) for key in keys},
         dict.fromkeys(keys, trace),
@@ -656,7 +658,7 @@ def _python_functions(
 def _python_function(
     library: functions.FunctionLibrary,
     key: str,
-    trace: keras_models.ForwardTrace,
+    trace: forward_traces.ForwardTrace,
     inner: functions.BoundFunction,
 ) -> metagraph.PythonFunction:
     specs = trace.argument_specs

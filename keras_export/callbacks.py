@@ -21,7 +21,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_export import contracts, keras_models, publishing
+from keras_export import contracts, keras_models, publishing, recorded_calls
 from keras_export import tf_internals as tfi
 from keras_export.background import Worker
 from keras_export.errors import (
@@ -273,7 +273,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._recorded_model is not None:
-            keras_models.stop_recording(self._recorded_model)
+            recorded_calls.stop_recording(self._recorded_model)
             self._recorded_model = None
         if self._worker is not None:
             self._worker.wait()
@@ -400,7 +400,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         has_inputs = isinstance(self.model, (keras.Sequential, tfi.keras_functional_class()))
         # One that records already, as `with_export` arranged, goes on after the training.
         if not has_inputs and not getattr(self.model.call, "_records_calls", False):
-            keras_models.start_recording(self.model)
+            recorded_calls.start_recording(self.model)
             self._recorded_model = self.model
 
     def _snapshot(self) -> Snapshot:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from keras_export import keras_models
+from keras_export import input_specs, keras_models
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, ArgumentTypeError, failure
-from keras_export.keras_models import Forward
+from keras_export.forward_traces import Forward
 from keras_export.signatures import DEFAULT_KEY, checked_key
 from keras_export.tracking import is_keras_layer
 
@@ -97,7 +97,7 @@ def forward_of(key: str, given: Any) -> Forward | None:
     endpoint = _endpoint_of(key, given)
     if endpoint is not None:
         what = f"the signature {key!r}"
-        return keras_models.function_forward(endpoint.call, endpoint.input_signature, what)
+        return input_specs.function_forward(endpoint.call, endpoint.input_signature, what)
     return keras_models.forward_of(given) if is_keras_layer(given) else None
 
 
@@ -140,7 +140,7 @@ def _check(key: str, endpoint: Endpoint) -> None:
 def _forward(model: Any) -> Forward:
     """How to call a model or an endpoint, one behind the other."""
     if isinstance(model, Endpoint):
-        return keras_models.function_forward(model.call, model.input_signature, "the endpoint")
+        return input_specs.function_forward(model.call, model.input_signature, "the endpoint")
     if not is_keras_layer(model):
         raise ArgumentTypeError(
             failure(

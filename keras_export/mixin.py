@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from keras_export import exporter, keras_models
+from keras_export import exporter, keras_models, recorded_calls
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentTypeError, failure
 from keras_export.reports import ExportReport
@@ -41,7 +41,7 @@ class ExportMixin:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         results = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        keras_models.record_call(self, args, kwargs)
+        recorded_calls.record_call(self, args, kwargs)
         return results
 
     def export(
@@ -152,7 +152,7 @@ def with_export(model: _ModelT) -> _ModelT:
         raise ArgumentTypeError(
             failure("add .export()", "a Keras model or layer", f"model={model!r}")
         )
-    keras_models.start_recording(model)
+    recorded_calls.start_recording(model)
     # Into the instance's dict: Keras would track an attribute that is assigned.
     vars(model)["export"] = _bound_export(model)
     return model

@@ -14,7 +14,7 @@ import pytest
 from tensorflow.python.eager import context
 
 import keras_export as ke
-from keras_export import functions, gradients, keras_models
+from keras_export import forward_traces, functions, gradients
 
 SIZES = (10, 20, 40)
 
@@ -152,7 +152,7 @@ def test_second_write_neither_traces_nor_assembles(
     exporter = ke.Exporter(model)
     exporter.write(tmp_path / "first")
     calls.count = 0
-    traced = counting(monkeypatch, keras_models, "trace")
+    traced = counting(monkeypatch, forward_traces, "trace")
     fetched = counting(monkeypatch, functions, "definition_of")
     model.set_weights([np.full_like(value, 3.0) for value in model.get_weights()])
     report = exporter.write(tmp_path / "second")

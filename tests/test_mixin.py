@@ -12,7 +12,7 @@ import tensorflow as tf
 from consumers import Consumers, assert_same
 
 import keras_export as ke
-from keras_export import keras_models
+from keras_export import recorded_calls
 
 
 class TwoTowers(ke.Model):
@@ -139,8 +139,8 @@ def test_our_own_trace_is_no_recorded_call(tmp_path: Path) -> None:
 def test_stop_recording_leaves_the_model_as_it_was() -> None:
     model = Plain()
     before = dict(vars(model))
-    keras_models.start_recording(model)
-    keras_models.stop_recording(model)
+    recorded_calls.start_recording(model)
+    recorded_calls.stop_recording(model)
     assert vars(model).keys() == before.keys()
 
 
