@@ -358,9 +358,10 @@ def _find_signatures(request: ExportRequest, tracked: tracking.TrackedGraph) -> 
     search = signatures.find_signature(tracked)
     if search.signature is not None:
         found = {search.signature.key: search.signature}
-        return _noted(_Found(found, notes=search.notes))
+        lost = signatures.lost_note(request.obj, found)
+        return _noted(_Found(found, notes=[*search.notes, *lost]))
     if not is_model or search.several:
-        return _Found(notes=search.notes)
+        return _Found(notes=[*search.notes, *signatures.lost_note(request.obj, ())])
     try:
         return _forward_signature(request, (signatures.DEFAULT_KEY,), search.notes)
     except ArgumentError as error:

@@ -30,7 +30,13 @@ from keras_export.functions import (
     constant_proto,
 )
 from keras_export.resources import ResourceGraph, SaveRestore, SaverFunctions
-from keras_export.signatures import INIT_OP_KEY, SignatureFunction, SignatureOutput
+from keras_export.signatures import (
+    DEFAULT_ATTRIBUTE,
+    DEFAULT_KEY,
+    INIT_OP_KEY,
+    SignatureFunction,
+    SignatureOutput,
+)
 from keras_export.tracking import Collection, Node, TrackedGraph, is_keras_layer, path_text
 from keras_export.variables import CheckpointPlan, Source, saver_of
 from keras_export.wrappers import call_op, fill_call, keyword
@@ -796,6 +802,14 @@ def _add_signature_map(objects: _ObjectGraph, contents: Contents) -> None:
         if id(function) not in objects.ids:
             _fill_signature_function(objects.add(function), signature, function)
         signature_map.children.add(node_id=objects.ids[id(function)], local_name=signature.key)
+        if signature.key == DEFAULT_KEY and is_keras_layer(contents.saved[0].obj):
+            _keep_as_default(root, objects.ids[id(function)])
+
+
+def _keep_as_default(root: Any, node_id: int) -> None:
+    """Lets whoever saves the loaded model again, TensorFlow too, find its signature."""
+    if all(child.local_name != DEFAULT_ATTRIBUTE for child in root.children):
+        root.children.add(node_id=node_id, local_name=DEFAULT_ATTRIBUTE)
 
 
 def _fill_signature_function(

@@ -9,7 +9,7 @@ what a TensorFlow 1 session, the C++ loader and Python can all call.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ DEFAULT_KEY = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 # tensorflow/cc/saved_model/constants.h: the loader runs the op under this key to initialise tables.
 INIT_OP_KEY = "__saved_model_init_op"
 
-# Keras 2 models and others name their signature by this attribute.
-_DEFAULT_ATTRIBUTE = "_default_save_signature"
+# Keras models name their signature by this attribute, in TensorFlow's artifacts and in ours.
+DEFAULT_ATTRIBUTE = "_default_save_signature"
 
 # tensorflow/core/framework/node_def_util.cc, IsValidNodeName
 _VALID_NAME = re.compile(r"^[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*$")
@@ -373,7 +373,7 @@ def find_signature(graph: TrackedGraph) -> FoundSignature:
     for name, node in graph.root.children.items():
         if node.kind not in ("function", "concrete_function"):
             continue
-        if name == _DEFAULT_ATTRIBUTE:
+        if name == DEFAULT_ATTRIBUTE:
             return FoundSignature(signature_of(DEFAULT_KEY, node.obj), False, [])
         signature = _candidate(node, notes)
         if signature is not None:
@@ -383,6 +383,18 @@ def find_signature(graph: TrackedGraph) -> FoundSignature:
     if candidates:
         notes.append("no signature: several functions could be it; pass signatures= to choose")
     return FoundSignature(None, bool(candidates), notes)
+
+
+def lost_note(obj: Any, kept: Iterable[str]) -> list[str]:
+    """What a loaded SavedModel served and, saved again as it is, serves no more."""
+    loaded = getattr(obj, "signatures", None)
+    lost = sorted(set(loaded) - set(kept)) if isinstance(loaded, tfi.SignatureMap) else []
+    if not lost:
+        return []
+    return [
+        f"the loaded artifact's signatures {', '.join(map(repr, lost))} are left out; pass "
+        "signatures=obj.signatures to keep them"
+    ]
 
 
 def _candidate(node: Node, notes: list[str]) -> SignatureFunction | None:

@@ -326,6 +326,7 @@ def test_an_export_is_flat(exported: Path) -> None:
     graph = artifacts.meta_graph(exported).object_graph_def
     names = [child.local_name for child in graph.nodes[0].children]
     assert sorted(names) == [
+        "_default_save_signature",
         "non_trainable_variables",
         "serve",
         "signatures",
