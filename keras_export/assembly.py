@@ -28,6 +28,7 @@ from keras_export import (
     gradients,
     halves,
     keras_models,
+    main_graph,
     metagraph,
     portability,
     recorded_calls,
@@ -38,6 +39,7 @@ from keras_export import (
     wrappers,
 )
 from keras_export import tf_internals as tfi
+from keras_export.contents import Asset, Contents, PythonFunction
 from keras_export.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -195,7 +197,7 @@ def _portable(obj: Any) -> contextlib.AbstractContextManager[None]:
 _PYTHON_OPS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
 
 
-def _notes(contents: metagraph.Contents) -> list[str]:
+def _notes(contents: Contents) -> list[str]:
     notes = [
         "not callable after loading, since never called and without input_signature: "
         + tracking.path_text(node.path)
@@ -439,7 +441,7 @@ def _contents(
     options: Any,
     root: str,
     checkpoint: variables.CheckpointPlan | None,
-) -> tuple[metagraph.Contents, dict[str, tf.DType]]:
+) -> tuple[Contents, dict[str, tf.DType]]:
     checkpoint = checkpoint or variables.plan_checkpoint(tracked, root)
     if request.weights is not None:
         checkpoint = averages.read_averages(checkpoint, request.obj)
@@ -482,7 +484,7 @@ def _contents(
         keep_names=options.save_debug_info,
         strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )
-    contents = metagraph.Contents(
+    contents = Contents(
         tracked,
         saved,
         library,
@@ -563,7 +565,7 @@ def _state_notes(
                 "forward pass, so serving would change the model. Call it with training=False."
             )
     if written and request.state_updates == "refuse":
-        listed = ", ".join(metagraph.variable_name(node) for node in written)
+        listed = ", ".join(main_graph.variable_name(node) for node in written)
         raise ArgumentError(
             failure(
                 "export",
@@ -573,7 +575,7 @@ def _state_notes(
             )
         )
     return [
-        f"each call updates {metagraph.variable_name(node)!r}: the served state is not shared "
+        f"each call updates {main_graph.variable_name(node)!r}: the served state is not shared "
         "between replicas of a server"
         for node in written
     ]
@@ -646,7 +648,7 @@ def _python_functions(
     found: _Found,
     request: ExportRequest,
     inner: Mapping[str, functions.BoundFunction],
-) -> list[metagraph.PythonFunction]:
+) -> list[PythonFunction]:
     if not request.for_serving:
         return []
     return [
@@ -661,7 +663,7 @@ def _python_function(
     key: str,
     trace: forward_traces.ForwardTrace,
     inner: functions.BoundFunction,
-) -> metagraph.PythonFunction:
+) -> PythonFunction:
     specs = trace.argument_specs
     wrapper = wrappers.wrap(
         library,
@@ -673,7 +675,7 @@ def _python_function(
         trace.results,
     )
     names = tuple(argument.name for argument in trace.arguments)
-    return metagraph.PythonFunction(key, wrapper, names, specs)
+    return PythonFunction(key, wrapper, names, specs)
 
 
 def _initializers(
@@ -719,9 +721,9 @@ def _concrete_functions_of(alias: str, function: Any) -> list[Any]:
     )
 
 
-def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
+def _assets(tracked: tracking.TrackedGraph, root: str) -> list[Asset]:
     """The files to copy; same-named files of different folders get names of their own."""
-    assets: list[metagraph.Asset] = []
+    assets: list[Asset] = []
     by_source: dict[str, str] = {}
     for node in tracked.of_kind("asset"):
         source = asset_path_of(node)
@@ -735,7 +737,7 @@ def _assets(tracked: tracking.TrackedGraph, root: str) -> list[metagraph.Asset]:
             )
         if source not in by_source:
             by_source[source] = _free_name(os.path.basename(source), by_source.values())
-        assets.append(metagraph.Asset(node, by_source[source], source))
+        assets.append(Asset(node, by_source[source], source))
     return assets
 
 

@@ -17,7 +17,7 @@ from tensorflow.core.framework import op_def_pb2  # noqa: F401
 
 import keras_export as ke
 from keras_export.errors import UnsupportedError
-from keras_export.metagraph import node_name
+from keras_export.main_graph import node_name
 
 SPEC = tf.TensorSpec([None], tf.float32, name="x")
 
