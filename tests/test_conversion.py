@@ -198,7 +198,7 @@ def _more_memory(path: Path, layers: int) -> float:
 
 def test_a_conversion_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     # A fixed part counts more in a small model: 64 MB of weights here.
-    assert _more_memory(tmp_path / "large.keras", 8) < 1.3 * 64 + 32
+    assert _more_memory(tmp_path / "large.keras", 8) < 1.3 * 64 + 48
 
 
 @pytest.mark.soak
