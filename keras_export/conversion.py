@@ -39,6 +39,7 @@ from keras_export.untrusted import SourceFile
 from keras_export.upgrades import LEGACY_CLASSES
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+Progress = Callable[[str, int, int], None]
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # What a model may hold beside what its file stores: counters, seeds, constants of layers.
 _SLACK_BYTES = 64 * untrusted.MEGABYTE
@@ -55,6 +56,7 @@ def convert(
     names: Literal["layers", "keras"] = "layers",
     output_names: Sequence[str] | Mapping[str, str] | None = None,
     options: tf.saved_model.SaveOptions | None = None,
+    on_progress: Progress | None = None,
 ) -> ExportReport:
     """Converts a file of Keras into a SavedModel.
 
@@ -74,6 +76,7 @@ def convert(
         names: as in `export`.
         output_names: as in `export`.
         options: as in `export`.
+        on_progress: called with `read` and then `write`, bytes of weights done, and bytes in all.
 
     Returns:
         As `export`; the notes begin with what was done to the model.
@@ -93,9 +96,13 @@ def convert(
         (x: float32[?, 3]) -> (y: float32[?, 1])
     """
     publishing.check_target(export_dir)
+    progress = on_progress or (lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="keras_export-") as folder:
-        revival = _Revival(folder, dict(custom_objects or {}), safe_mode)
+        revival = _Revival(folder, dict(custom_objects or {}), safe_mode, progress)
         model = revival.model(os.fspath(source), None if weights is None else os.fspath(weights))
+    progress("read", revival.bytes_read, revival.bytes_read)
+    size = sum(math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in model.variables)
+    progress("write", 0, size)
     report = export(
         model,
         export_dir,
@@ -104,14 +111,18 @@ def convert(
         output_names=output_names,
         options=options,
     )
+    progress("write", size, size)
     return dataclasses.replace(report, notes=[*revival.notes, *report.notes])
 
 
 class _Revival:
     """Makes the model of a file."""
 
-    def __init__(self, folder: str, custom: dict[str, Any], safe_mode: bool) -> None:
+    def __init__(
+        self, folder: str, custom: dict[str, Any], safe_mode: bool, progress: Progress
+    ) -> None:
         self._folder, self._custom, self._safe_mode = folder, custom, safe_mode
+        self._progress, self.bytes_read = progress, 0
         self.notes: list[str] = []
 
     def model(self, source: str, weights: str | None) -> Any:
@@ -142,7 +153,11 @@ class _Revival:
             tf.io.gfile.copy(path, local)
             path = local
         folder = tempfile.mkdtemp(dir=self._folder)
-        return untrusted.open_source(path, folder, self._safe_mode)
+        opened = untrusted.open_source(path, folder, self._safe_mode)
+        if opened.weight_bytes:
+            self.bytes_read = opened.weight_bytes
+            self._progress("read", 0, self.bytes_read)
+        return opened
 
     def _revived(self, source: SourceFile, weights: SourceFile | None) -> Any:
         legacy = _is_legacy(source)
@@ -191,6 +206,9 @@ class _Revival:
             folder, custom_objects=custom, compile=False, safe_mode=self._safe_mode
         )
 
+    def _read(self, size: int) -> None:
+        self._progress("read", min(size, self.bytes_read), self.bytes_read)
+
     def _from_config(self, config: Any, custom: Mapping[str, Any]) -> Any:
         return keras.saving.deserialize_keras_object(
             config, custom_objects=custom, safe_mode=self._safe_mode
@@ -204,7 +222,7 @@ class _Revival:
         if _is_legacy(weights) and weights.kind in ("model", "layers"):
             reviver = reviver or Reviver(weights.path, self._custom, _origin(weights))
             with self._loading(weights, None):
-                reviver.load(model, weights.weights)
+                reviver.load(model, weights.weights, self._read)
             self.notes += [note for note in reviver.notes if note not in self.notes]
             return model
         # Keras goes by the ending, the content has told better.

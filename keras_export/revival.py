@@ -7,7 +7,7 @@ way is told all at once, each with its layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -64,20 +64,24 @@ class Reviver:
         self._raise("make the model")
         return model
 
-    def load(self, model: Any, path: str) -> None:
+    def load(self, model: Any, path: str, on_read: Callable[[int], None]) -> None:
         """Gives a model the weights of a file.
 
         Args:
             model: made by `model`, or any built model.
             path: of an HDF5 file with weights by layers.
+            on_read: called with the bytes that were read so far.
 
         Raises:
             ConversionError: with every weight that is missing or has another shape.
         """
         with hdf5.stored_layers(path) as stored:
             filled = {name: weights for name, weights in stored.items() if weights}
+            size = 0
             for layer, weights in self._matched(model, filled):
                 self._fill(layer, weights)
+                size += sum(weight.dataset.nbytes for weight in weights)
+                on_read(size)
         self._raise("load the weights")
 
     def _raise(self, what: str) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ from keras_export.reports import format_size
 
 _BLOCK_BYTES = 64 * untrusted.MEGABYTE
 _FINGERPRINT_NAMESPACE = uuid.UUID("3f0b9f5e-6f4f-4d3c-9a35-8c1c5a7f0d11")
+Progress = Callable[[str, int, int], None]
 # Files of weights leave these out: they say where a random generator stands.
 _SEEDS = "seed_generator_state"
 
@@ -106,6 +107,7 @@ def reweight(
     *,
     names: Mapping[str, str] | None = None,
     allow: Collection[str] = (),
+    on_progress: Progress | None = None,
 ) -> WeightsReport:
     """Puts other weights into a SavedModel, without the code of its model.
 
@@ -119,6 +121,7 @@ def reweight(
         names: for variables of the artifact, the names of their weights where these don't match.
         allow: names, or patterns like `head/*`, of variables that may keep their values and of
             weights that need not be used.
+        on_progress: called with what is being written, bytes done, and bytes in all.
 
     Returns:
         What went where.
@@ -145,7 +148,8 @@ def reweight(
         matches, unused = _matched(source, variables, offered, dict(names or {}), tuple(allow))
         with publishing.stage(target) as staging:
             _copy_rest(source, staging.path)
-            size = _write(bundle, matches, bundle_prefix(staging.path))
+            count = _Count("weights", bundle.entries.values(), on_progress)
+            size = _write(bundle, matches, bundle_prefix(staging.path), count)
             _renew_fingerprint(staging.path)
             staging.commit()
             target = staging.target
@@ -164,6 +168,7 @@ def extract_weights(
     out: str | os.PathLike[str],
     *,
     names: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
 ) -> WeightsReport:
     """Writes the weights of a SavedModel to a file that `load_weights` accepts.
 
@@ -172,6 +177,7 @@ def extract_weights(
         out: a file that ends in `.weights.h5`; or in `.h5`, which goes by the names of layers.
         names: for variables of the artifact, the paths in the file, as `layers/dense/vars/0`;
             needed for artifacts of Keras and TensorFlow, which don't say.
+        on_progress: called with what is being written, bytes done, and bytes in all.
 
     Returns:
         What went where.
@@ -209,11 +215,34 @@ def extract_weights(
     folder = os.path.dirname(os.path.abspath(target))
     with tempfile.TemporaryDirectory(prefix=".keras_export-", dir=folder) as place:
         path = os.path.join(place, "weights.h5")
+        count = _Count("weights", [x.entry for x in variables], on_progress)
         with h5py.File(path, "w") as file:
-            _write_hdf5(file, bundle, variables, paths, by_layer)
+            _write_hdf5(file, bundle, variables, paths, by_layer, count)
         publishing.put_in_place(path, target)
     size = sum(x.entry.size for x in variables)
     return WeightsReport(target, {x.name: paths[x.key][0] for x in variables}, kept, (), size)
+
+
+class _Count:
+    """Tells how much is written of so many bytes."""
+
+    def __init__(
+        self, what: str, entries: Iterable[BundleEntry], progress: Progress | None
+    ) -> None:
+        self._what, self._progress, self._done = what, progress, 0
+        self._total = sum(entry.size for entry in entries)
+
+    def add(self, size: int) -> None:
+        self._done += size
+        if self._progress is not None:
+            # A variable in two places of a file is written twice.
+            self._progress(self._what, min(self._done, self._total), self._total)
+
+    def blocks(self, blocks: Iterable[Any]) -> Iterator[Any]:
+        """The same blocks; each is counted when the next is asked for."""
+        for block in blocks:
+            yield block
+            self.add(block.nbytes)
 
 
 # -- artifacts -------------------------------------------------------------------------------------
@@ -270,7 +299,7 @@ def _no_variables(_: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith("variables.")]
 
 
-def _write(bundle: Bundle, matches: Mapping[str, _Weight], prefix: str) -> int:
+def _write(bundle: Bundle, matches: Mapping[str, _Weight], prefix: str, count: _Count) -> int:
     rows = dict(read_table(bytes_of(f"{bundle.prefix}.index")))
     writer, size = BundleWriter(prefix, rows.pop(b"")), 0
     try:
@@ -278,10 +307,11 @@ def _write(bundle: Bundle, matches: Mapping[str, _Weight], prefix: str) -> int:
             entry = bundle.parts.get(key) or bundle.entries[key.decode()]
             weight = None if key in bundle.parts else matches.get(key.decode())
             if weight is not None:
-                writer.add(key, row, weight.blocks(numpy_dtype(entry.dtype)))
+                writer.add(key, row, count.blocks(weight.blocks(numpy_dtype(entry.dtype))))
                 size += entry.size
             else:
                 writer.keep(key, row, b"" if entry.sliced else bundle.content(entry))
+                count.add(entry.size)
         writer.close()
     finally:
         writer.abandon()
@@ -467,12 +497,13 @@ def _write_hdf5(
     variables: list[_Variable],
     paths: Mapping[str, tuple[str, ...]],
     by_layer: bool,
+    count: _Count,
 ) -> None:
     if not by_layer:
         file.require_group("vars")  # Keras 3.4 asks for the root's, even without variables
         for variable in variables:
             for path in paths[variable.key]:
-                _write_dataset(file, path, bundle, variable)
+                _write_dataset(file, path, bundle, variable, count)
         return
     layers: dict[str, list[_Variable]] = {}
     for variable in variables:
@@ -482,10 +513,12 @@ def _write_hdf5(
         group = file.create_group(name)
         group.attrs["weight_names"] = [paths[x.key][0].encode() for x in held]
         for variable in held:
-            _write_dataset(group, paths[variable.key][0], bundle, variable)
+            _write_dataset(group, paths[variable.key][0], bundle, variable, count)
 
 
-def _write_dataset(group: Any, path: str, bundle: Bundle, variable: _Variable) -> None:
+def _write_dataset(
+    group: Any, path: str, bundle: Bundle, variable: _Variable, count: _Count
+) -> None:
     entry = variable.entry
     dtype = numpy_dtype(entry.dtype)
     stored = np.dtype(dtype.str.replace("<V", "|V")) if dtype.kind == "V" else dtype
@@ -495,7 +528,9 @@ def _write_dataset(group: Any, path: str, bundle: Bundle, variable: _Variable) -
     array = np.frombuffer(bundle.content(entry), stored).reshape(entry.shape)
     if not entry.shape:
         dataset[()] = array[()]
+        count.add(array.nbytes)
         return
     step = max(1, _BLOCK_BYTES // max(1, math.prod(entry.shape[1:]) * dtype.itemsize))
     for start in range(0, entry.shape[0], step):
         dataset[start : start + step] = array[start : start + step]
+        count.add(array[start : start + step].nbytes)

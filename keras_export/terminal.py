@@ -62,15 +62,24 @@ def tell_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextlib.contextmanager
-def watched(quiet: bool = False) -> Iterator[Progress | None]:
-    """Yields what long work may call; None where nobody is looking at stderr."""
+def watched(quiet: bool = False, in_bytes: bool = False) -> Iterator[Progress | None]:
+    """Yields what long work may call; None where nobody is looking at stderr.
+
+    Args:
+        quiet: show nothing.
+        in_bytes: what is counted are bytes: they are shown beside the bar.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.progress import DownloadColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    with Bars(console=Console(stderr=True), transient=True) as bars:
+    columns: tuple[Any, ...] = Bars.get_default_columns()
+    if in_bytes:
+        columns = (*columns[:2], DownloadColumn(binary_units=False), TransferSpeedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:

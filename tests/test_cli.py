@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_a_terminal_gets_colour_unless_it_wants_none(export_dir: str, tmp_path: 
     assert red in _at_terminal(*arguments)
     plain = _at_terminal(*arguments, NO_COLOR="1")
     assert red not in plain and "missing-shard" in plain
+
+
+def test_a_terminal_gets_a_bar_with_bytes(export_dir: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.weights.h5"
+    assert re.search(r"weights .*\d/\d+ bytes", _at_terminal("weights", export_dir, str(out)))
+    out.unlink()
+    assert "bytes" not in _at_terminal("weights", export_dir, str(out), "--quiet")
+    assert out.exists()
 
 
 def test_what_is_piped_is_plain_text(export_dir: str) -> None:

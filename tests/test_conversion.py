@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from consumers import Consumers, assert_same
+from legacy_files import layer, sequential, write
 
 import keras_export as ke
 from keras_export import cli
@@ -113,6 +114,22 @@ def test_vocabularies_in_an_archive_are_restored(tmp_path: Path, consumers: Cons
     texts = np.array(["two four", "five"])
     found = consumers.cpp(tmp_path / "out").signature(x=texts)
     assert_same(found, {"y": model(keras.ops.convert_to_tensor(texts)).numpy()})
+
+
+@pytest.mark.parametrize("name", ["model.keras", "old.h5"])
+def test_progress_is_told_in_bytes(name: str, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    if name == "old.h5":
+        config = sequential(layer("Dense", "y", batch_input_shape=[None, 6], units=5))
+        weights = {"y": [("kernel:0", _X.T @ _X[:, :5]), ("bias:0", _X[0, :5])]}
+        path = write(tmp_path / name, config, weights)
+    else:
+        path = saved(made(), tmp_path / name)
+    ke.convert(path, tmp_path / "out", on_progress=lambda *what: told.append(what))
+    for phase in ("read", "write"):
+        first, *_, last = [(done, total) for what, done, total in told if what == phase]
+        assert first[0] == 0 and last[0] == last[1] > 100
+    assert told == sorted(told, key=lambda what: what[0])
 
 
 def test_an_unpacked_archive_is_converted_and_not_touched(tmp_path: Path) -> None:

@@ -40,16 +40,15 @@ def run(options: argparse.Namespace) -> int:
         custom = _custom_objects(options)
         if options.batch:
             return _batch(options, custom)
-        print(_convert(options, options.source, options.out, custom))
+        _convert(options, options.source, options.out, custom)
     finally:
         sys.path.remove(os.getcwd())
     return 0
 
 
-def _convert(options: argparse.Namespace, source: str, out: str, custom: dict[str, Any]) -> Any:
-    from rich.console import Console
-
+def _convert(options: argparse.Namespace, source: str, out: str, custom: dict[str, Any]) -> None:
     import keras_export as ke
+    from keras_export import terminal
 
     architecture = options.model or options.config
     if architecture is not None:
@@ -57,10 +56,12 @@ def _convert(options: argparse.Namespace, source: str, out: str, custom: dict[st
         source = architecture
     else:
         weights = options.weights
-    with Console(stderr=True).status(f"converting {source}"):
-        return ke.convert(
-            source, out, weights=weights, custom_objects=custom, safe_mode=not options.unsafe
-        )
+    with terminal.watched(options.quiet, in_bytes=True) as progress:
+        report = ke.convert(
+            source, out, weights=weights, custom_objects=custom, safe_mode=not options.unsafe,
+            on_progress=progress,
+        )  # fmt: skip
+    terminal.tell(report, options.quiet)
 
 
 def _batch(options: argparse.Namespace, custom: dict[str, Any]) -> int:
@@ -73,7 +74,7 @@ def _batch(options: argparse.Namespace, custom: dict[str, Any]) -> int:
         if not os.path.isfile(path):
             continue
         try:
-            print(_convert(options, path, os.path.join(options.out, _stem(name)), custom))
+            _convert(options, path, os.path.join(options.out, _stem(name)), custom)
         except (ExportError, OSError) as error:
             failed += 1
             print(f"keras-export: {error}", file=sys.stderr)

@@ -23,13 +23,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what went where; what does not fit raises."""
-    from keras_export import reweighting
+    from keras_export import reweighting, terminal
 
     names = read_map(options.map)
-    report = reweighting.reweight(
-        options.artifact, options.weights, options.out, names=names, allow=options.allow
-    )
-    print(report)
+    with terminal.watched(options.quiet, in_bytes=True) as progress:
+        report = reweighting.reweight(
+            options.artifact, options.weights, options.out, names=names, allow=options.allow,
+            on_progress=progress,
+        )  # fmt: skip
+    terminal.tell(report, options.quiet)
     return 0
 
 

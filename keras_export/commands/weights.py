@@ -18,7 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what went where; what has no place raises."""
-    from keras_export import reweighting
+    from keras_export import reweighting, terminal
 
-    print(reweighting.extract_weights(options.artifact, options.out, names=read_map(options.map)))
+    names = read_map(options.map)
+    with terminal.watched(options.quiet, in_bytes=True) as progress:
+        report = reweighting.extract_weights(
+            options.artifact, options.out, names=names, on_progress=progress
+        )
+    terminal.tell(report, options.quiet)
     return 0
