@@ -23,7 +23,7 @@ import keras_export as ke
 
 # A step contains those that are indented below it. `definition_of` is called once per function.
 STEPS = (
-    "assembly._track",
+    "loaded_objects.track",
     "forward_traces.trace",
     "assembly._contents",
     "  variables.plan_checkpoint",

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from keras_export import input_specs, keras_models, portability, tracking
 from keras_export import tf_internals as tfi
-from keras_export.assembly import SERVE_KEY
 from keras_export.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -25,6 +24,7 @@ from keras_export.errors import (
 )
 from keras_export.exporter import Exporter
 from keras_export.reports import ExportReport
+from keras_export.served_functions import SERVE_KEY
 from keras_export.signatures import DEFAULT_KEY
 
 _FORMAT = "saved_model"

@@ -17,8 +17,8 @@ from types import TracebackType
 import tensorflow as tf
 
 from keras_export import publishing, sharing, variables
-from keras_export.assembly import ExportRequest
 from keras_export.errors import ExportError
+from keras_export.export_requests import ExportRequest
 from keras_export.tracking import TrackedGraph
 
 # Below, what can be refused in the trace is refused before a folder is made.

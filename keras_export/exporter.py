@@ -32,6 +32,7 @@ from keras_export import (
 from keras_export import signatures as signature_rules
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, failure
+from keras_export.export_requests import ExportRequest
 from keras_export.reports import ExportReport
 from keras_export.sharing import SharedFiles
 from keras_export.signatures import SignatureFunction
@@ -235,7 +236,7 @@ class Exporter:
         _refuse_other("weights", weights, (None, "ema"))
         halves.checked_dtype(variables_dtype)
         _refuse_for_others(obj, is_model, for_models)
-        self._request = assembly.ExportRequest(
+        self._request = ExportRequest(
             obj,
             signatures,
             options,
@@ -264,7 +265,7 @@ class Exporter:
         self._assemble(dataclasses.replace(self._request, signatures=fresh))
 
     def _assemble(
-        self, request: assembly.ExportRequest, early: early_writing.EarlyBundle | None = None
+        self, request: ExportRequest, early: early_writing.EarlyBundle | None = None
     ) -> None:
         before_trace = None if early is None else functools.partial(early.begin, request)
         self._plan = assembly.assemble(request, before_trace)
@@ -432,7 +433,7 @@ def _refuse_for_others(obj: Any, is_model: bool, given: Mapping[str, bool]) -> N
         )
 
 
-def _stamp(request: assembly.ExportRequest) -> staleness.Stamp:
+def _stamp(request: ExportRequest) -> staleness.Stamp:
     with_optimizer = request.include_optimizer or not request.for_serving
     return staleness.Stamp(request.obj, with_optimizer or request.weights is not None)
 
