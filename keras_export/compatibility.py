@@ -111,7 +111,8 @@ class CompatibilityReport:
             for x in (*self.findings, *self.advice)
         )
         head = "<tr><th></th><th>what</th><th>where</th><th>remedy</th><th>TensorFlow</th></tr>"
-        return f"<p>{html.escape(self._headline())}</p><table>{head}{rows}</table>"
+        table = f"<table>{head}{rows}</table>" if rows else ""
+        return f"<p>{html.escape(self._headline())}</p>{table}"
 
     def _headline(self) -> str:
         oldest = "no TensorFlow that is known can load it"

@@ -387,11 +387,11 @@ class Snapshot:
         with contextlib.ExitStack() as stack:
             staging = staged or stack.enter_context(publishing.stage(export_dir))
             with publishing.explained(staging.target):
-                size = _write_files(self._plan, values, staging.path, extras or {}, shared)
+                files = _write_files(self._plan, values, staging.path, extras or {}, shared)
             if self._target is not None:
                 compatibility.refuse(staging.path, self._target)
             with publishing.explained(staging.target):
-                size += _write_requests(requests, staging.path)
+                files |= _write_requests(requests, staging.path)
             written = time.perf_counter()
             notes = [] if check is None else check(staging.path)
             checked = time.perf_counter()
@@ -402,7 +402,7 @@ class Snapshot:
         return ExportReport(
             target,
             self._plan.signatures,
-            bytes_written=size - shared.bytes_linked,
+            bytes_written=sum(files.values()) - shared.bytes_linked,
             bytes_shared=shared.bytes_linked,
             seconds={
                 **self._seconds,
@@ -411,6 +411,7 @@ class Snapshot:
                 "publish": published - checked,
             },
             notes=[*self._plan.notes, *notes],
+            files=files,
         )
 
 
@@ -444,8 +445,8 @@ def _write_files(
     directory: str,
     extras: Mapping[str, bytes],
     shared: SharedFiles,
-) -> int:
-    """Writes all files of an artifact; returns their bytes."""
+) -> dict[str, int]:
+    """Writes all files of an artifact; returns the bytes of each."""
     join, gfile = tf.io.gfile.join, tf.io.gfile
     gfile.makedirs(join(directory, "variables"))
     gfile.makedirs(join(directory, "assets"))
@@ -460,24 +461,24 @@ def _write_files(
         files = [f"assets/{asset.filename}" for asset in plan.meta_graph.assets]
         _write_file(join(directory, digests.FILE), digests.describe(directory, files))
     _write_file(join(directory, "fingerprint.pb"), _fingerprint(directory))
-    return sum(
-        gfile.stat(join(folder, name)).length
+    return {
+        join(folder, name).removeprefix(directory).strip("/"): gfile.stat(join(folder, name)).length
         for folder, _, names in gfile.walk(directory)
         for name in names
         if gfile.exists(join(folder, name))  # ram:// lists names that there are not
-    )
+    }
 
 
-def _write_requests(requests: Sequence[warmups.Request], directory: str) -> int:
+def _write_requests(requests: Sequence[warmups.Request], directory: str) -> dict[str, int]:
     """Tries the warm-up requests on a written artifact and puts them into it."""
     if not requests:
-        return 0
+        return {}
     warmups.try_out(directory, requests)
     folder = tf.io.gfile.join(directory, "assets.extra")
     content = warmups.encode(requests)
     tf.io.gfile.makedirs(folder)
     _write_file(tf.io.gfile.join(folder, warmups.FILE), content)
-    return len(content)
+    return {f"assets.extra/{warmups.FILE}": len(content)}
 
 
 def _write_file(path: str, content: bytes) -> None:

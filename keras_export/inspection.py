@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_export import object_graphs, protos
+from keras_export import object_graphs, plots, protos
 from keras_export.bundles import (
     OBJECT_GRAPH_KEY,
     Bundle,
@@ -24,11 +24,14 @@ from keras_export.bundles import (
     bytes_of,
     is_file,
     read_bundle,
+    size_of,
 )
 from keras_export.errors import ArgumentError, DamagedFileError, failure
 from keras_export.reports import Signature, format_size, listed
 
 _VALUE_SUFFIX = f"/.ATTRIBUTES/{object_graphs.VALUE}"
+MAX_LAYERS = 24  # in a picture
+_WIDTH_INCHES, _HEAD_INCHES, _STRIP_INCHES, _ROW_INCHES = 10.0, 1.6, 0.3, 0.3
 _SHOWN_VARIABLES, _SHOWN_OPS = 12, 8
 _DEFAULT_KEY = "serving_default"
 _INIT_OP_KEY = "__saved_model_init_op"
@@ -110,6 +113,53 @@ class SavedModelInfo:
         for name, _, size in self.by_size():
             found[layer_of(name)] += size
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def parts(self) -> dict[str, int]:
+        """The bytes of the variables, of `saved_model.pb` and of the assets."""
+        assets = [os.path.join(self.export_dir, "assets", name) for name in self.assets]
+        return {
+            "variables": self.stored_bytes,
+            "graph": self.graph_bytes,
+            "assets": sum(size_of(path) for path in assets if is_file(path)),
+        }
+
+    def largest_layers(self) -> list[tuple[str, int]]:
+        """Name and bytes of the largest layers, and in the last row those of all others."""
+        layers = list(self.layers().items())
+        shown, rest = layers[:MAX_LAYERS], layers[MAX_LAYERS:]
+        if rest:
+            shown.append((f"{len(rest)} other layers", sum(size for _, size in rest)))
+        return shown
+
+    def plot(self) -> Any:
+        """Draws where the bytes are: what the artifact consists of, and its largest layers.
+
+        Needs matplotlib: `pip install 'keras_export[plots]'`.
+
+        Returns:
+            A `matplotlib.figure.Figure`; a notebook shows it, `savefig` writes it.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+
+        Example:
+            >>> import tempfile, keras, keras_export as ke
+            >>> model = keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(1)])
+            >>> figure = ke.inspect(ke.export(model, tempfile.mkdtemp()).export_dir).plot()
+            >>> [axes.get_title(loc="left") for axes in figure.axes]
+            ['', 'variables by layer']
+        """
+        bars = self.largest_layers()
+        rows = max(len(bars), 1) * _ROW_INCHES
+        figure = plots.new_figure(_WIDTH_INCHES, _HEAD_INCHES + rows)
+        top, bottom = figure.subplots(2, 1, height_ratios=(_STRIP_INCHES, rows))
+        sizes = self.parts()
+        name = os.path.basename(os.path.normpath(self.export_dir))
+        figure.suptitle(f"{name}: {format_size(sum(sizes.values()))}", x=0.01, ha="left", size=13)
+        plots.draw_strip(top, sizes, format_size, plots.COLOURS)
+        plots.draw_bars(bottom, bars, self.stored_bytes, format_size, MAX_LAYERS)
+        bottom.set_title("variables by layer", loc="left", fontsize=10)
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that JSON can hold."""

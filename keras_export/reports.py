@@ -7,15 +7,18 @@ The invariant: a report holds facts only; nothing in it keeps a model or a tenso
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_export import clients
+from keras_export import clients, plots
 from keras_export.errors import ArgumentError, failure
 
 # Characters; longer requests are not printed.
 _MOST_SHOWN = 400
+
+_WIDTH_INCHES, _HEIGHT_INCHES = 10.0, 2.4
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ExportReport:
         signatures: how to call it, by key.
         bytes_written: bytes of the artifact's files that this export wrote.
         bytes_shared: bytes that it shares with an earlier version by hard links.
+        files: the bytes of each of the artifact's files, by path in it.
         seconds: time by phase: `trace`, `assemble`, `write`, `publish`, and `check` where the
             artifact is looked at before it is published. An export that reuses the plan of an
             earlier one has 0 for the first two.
@@ -65,6 +69,42 @@ class ExportReport:
     batch: int | None = None
     logs: Mapping[str, float] = field(default_factory=dict)
     stall_seconds: float | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    def plot(self) -> Any:
+        """Draws where the bytes are and where the time went.
+
+        Needs matplotlib: `pip install 'keras_export[plots]'`.
+
+        Returns:
+            A `matplotlib.figure.Figure`; a notebook shows it, `savefig` writes it.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+
+        Example:
+            >>> files = {"saved_model.pb": 9_000, "variables/variables.index": 1_000}
+            >>> report = ExportReport("/models/m", {}, seconds={"trace": 2.0}, files=files)
+            >>> [text.get_text() for text in report.plot().axes[0].get_legend().get_texts()]
+            ['variables 1.0 kB (10%)', 'graph 9.0 kB (90%)']
+        """
+        figure = plots.new_figure(_WIDTH_INCHES, _HEIGHT_INCHES)
+        top, bottom = figure.subplots(2, 1)
+        total = sum(self.seconds.values())
+        name = os.path.basename(os.path.normpath(self.export_dir))
+        title = f"{name}: {format_size(sum(self.files.values()))} in {total:.2f} s"
+        figure.suptitle(title, x=0.01, ha="left", size=13)
+        plots.draw_strip(top, self._parts(), format_size, plots.COLOURS)
+        plots.draw_strip(bottom, self.seconds, lambda value: f"{value:.2f} s")
+        return figure
+
+    def _parts(self) -> dict[str, int]:
+        """The bytes of the files by what they are for."""
+        sizes = dict.fromkeys(("variables", "graph", "assets", "other"), 0)
+        for path, size in self.files.items():
+            kind = "graph" if path.startswith("saved_model.") else path.partition("/")[0]
+            sizes[kind if kind in sizes else "other"] += size
+        return sizes
 
     def python_call(self, key: str = clients.DEFAULT_KEY) -> str:
         """A line of Python that loads the artifact and calls a signature.
@@ -192,11 +232,18 @@ def _spec(spec: Any) -> str:
     return f"{dtype.name}[{dims}]"
 
 
-def format_size(count: int) -> str:
+def format_size(count: float) -> str:
     """Bytes as people read them, in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
+    unit, divisor = scale(count)
+    digits = {"B": 0, "GB": 2}.get(unit, 1)
+    return f"{count / divisor:.{digits}f} {unit}"
+
+
+def scale(count: float) -> tuple[str, int]:
+    """The decimal unit for a number of bytes, and how many bytes it has."""
+    return next(
+        ((unit, size) for unit, size in _UNITS.items() if count < 1000 * size), ("GB", 1000**3)
+    )
+
+
+_UNITS = {"B": 1, "kB": 1000, "MB": 1000**2}

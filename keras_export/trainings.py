@@ -17,8 +17,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from keras_export import plots
 from keras_export.errors import ArgumentError, failure
-from keras_export.reports import ExportReport, format_size
+from keras_export.reports import ExportReport, format_size, scale
 
 _COLUMNS = ("epoch", "version", "{monitor}", "written", "shared", "seconds", "stall", "kept")
 _WIDTH = 120  # characters
@@ -70,31 +71,31 @@ class TrainingReport:
             A `matplotlib.figure.Figure`; a notebook shows it, `savefig` writes it.
 
         Raises:
-            ArgumentError: nothing was exported.
+            ArgumentError: nothing was exported, or matplotlib is not installed.
         """
-        from matplotlib.figure import Figure
-
         if not self.exports:
             raise ArgumentError(failure("draw a training", "an export", "none"))
-        figure = Figure(figsize=(8, 7), layout="constrained")
+        figure = plots.new_figure(8, 7)
         metric, seconds, size = figure.subplots(3, 1, sharex=True)
         places = range(1, len(self.exports) + 1)
         self._draw_metric(metric, places)
-        _draw_bars(
+        plots.draw_columns(
             seconds, places, "seconds",
             {
                 "training waits": [x.stall_seconds or 0.0 for x in self.exports],
                 "writing": [sum(map(x.seconds.get, _WRITING, (0.0, 0.0))) for x in self.exports],
             },
         )  # fmt: skip
-        _draw_bars(
-            size, places, "MB",
+        unit, divisor = scale(max(x.bytes_written + x.bytes_shared for x in self.exports))
+        plots.draw_columns(
+            size, places, unit,
             {
-                "written": [x.bytes_written / 1e6 for x in self.exports],
-                "shared": [x.bytes_shared / 1e6 for x in self.exports],
+                "written": [x.bytes_written / divisor for x in self.exports],
+                "shared": [x.bytes_shared / divisor for x in self.exports],
             },
         )  # fmt: skip
         size.set_xlabel("export")
+        plots.count_from_one(size, len(self.exports))
         return figure
 
     def _draw_metric(self, axes: Any, places: Sequence[int]) -> None:
@@ -105,7 +106,7 @@ class TrainingReport:
             heights = [values[x - 1] for x in chosen]
             axes.scatter(chosen, heights, label=label, color=color, zorder=2)
         axes.set_ylabel(self.monitor)
-        axes.legend()
+        plots.legend_beside(axes)
 
     def _header(self) -> list[str]:
         return [name.format(monitor=self.monitor) for name in _COLUMNS]
@@ -137,12 +138,3 @@ class TrainingReport:
 
 
 _WRITING = ("write", "publish")
-
-
-def _draw_bars(axes: Any, places: Sequence[int], unit: str, series: dict[str, list[float]]) -> None:
-    bottom = [0.0] * len(places)
-    for label, heights in series.items():
-        axes.bar(places, heights, bottom=bottom, label=label)
-        bottom = [x + y for x, y in zip(bottom, heights, strict=True)]
-    axes.set_ylabel(unit)
-    axes.legend()

@@ -58,6 +58,7 @@ _ORDER = [
     "metagraph",
     "served_functions",
     "assets",
+    "plots",
     "clients",
     "reports",
     "assembly",

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_export as ke
-from keras_export import cli, pictures
+from keras_export import cli
 
 _VOID = {"meta", "!doctype"}
 
@@ -65,7 +65,7 @@ def test_the_picture_is_a_png_with_a_row_for_each_of_the_largest_layers(
 
 
 def test_the_bytes_of_the_parts_are_those_of_the_files(export_dir: Path) -> None:
-    parts = pictures.parts(ke.inspect(export_dir))
+    parts = ke.inspect(export_dir).parts()
     assert parts["graph"] == (export_dir / "saved_model.pb").stat().st_size
     assert parts["assets"] == 0
     stored = (export_dir / "variables/variables.data-00000-of-00001").stat().st_size
