@@ -97,8 +97,9 @@ def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) ->
 def _assemble(request: ExportRequest, options: Any, before_trace: BeforeTrace | None) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
-    if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj)):
-        tracked = loaded_objects.track(request)
+    listing = tracking.Listing()
+    if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj, listing)):
+        tracked = loaded_objects.track(request, listing=listing)
         if not _was_traced_for_replicas(request, tracked):
             return _assemble_tracked(request, options, root, tracked, started, before_trace)
     # Functions trace again inside it, so nobody else enters it.

@@ -269,7 +269,7 @@ class Exporter:
     ) -> None:
         before_trace = None if early is None else functools.partial(early.begin, request)
         self._plan = assembly.assemble(request, before_trace)
-        self._stamp = _stamp(self._request)
+        self._stamp = None if early is not None else _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
     def write(self, export_dir: str | os.PathLike[str], *, warmup: Any = None) -> ExportReport:
@@ -300,7 +300,7 @@ class Exporter:
         Raises:
             ExportError: a variable has no value; or the object changed and cannot be traced again.
         """
-        if not _stamp(self._request).matches(self._stamp):
+        if self._stamp is not None and not _stamp(self._request).matches(self._stamp):
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
         values = variables.read_values(self._plan.checkpoint)

@@ -18,7 +18,11 @@ from keras_export.signatures import SignatureFunction
 LISTS = ("variables", "trainable_variables", "non_trainable_variables")
 
 
-def track(request: ExportRequest, idle: Container[int] = ()) -> tracking.TrackedGraph:
+def track(
+    request: ExportRequest,
+    idle: Container[int] = (),
+    listing: tracking.Listing | None = None,
+) -> tracking.TrackedGraph:
     """Walks what is exported, without the objects whose ids are in `idle`."""
     leave_optimizer = request.for_serving and not request.include_optimizer
 
@@ -28,7 +32,7 @@ def track(request: ExportRequest, idle: Container[int] = ()) -> tracking.Tracked
         return leave_optimizer and tracking.is_keras_optimizer(child)
 
     uses = endpoints.used_by(request.signatures) if request.for_serving else {}
-    tracked = tracking.track(request.obj, exclude, uses)
+    tracked = tracking.track(request.obj, exclude, uses, listing)
     if request.for_serving:
         _attach_for_serving(tracked)
     return tracked

@@ -129,6 +129,7 @@ def track(
     root: Any,
     exclude: Callable[[Any], bool] = lambda _: False,
     beside: Mapping[str, Any] = MappingProxyType({}),
+    listing: Listing | None = None,
 ) -> TrackedGraph:
     """Walks `root` breadth first.
 
@@ -136,6 +137,7 @@ def track(
         root: a TensorFlow trackable.
         exclude: says which children are left out, with all that only they lead to.
         beside: children of the root that the live object does not have.
+        listing: what was listed already; nothing must have been traced since.
 
     Returns:
         The graph; its nodes keep the objects alive.
@@ -144,7 +146,7 @@ def track(
         UnsupportedError: an object cannot list its children.
         UninitializedError: a Keras variable has no value yet.
     """
-    walk = _Walk(exclude, {id(root): dict(beside)})
+    walk = _Walk(exclude, {id(root): dict(beside)}, listing or Listing())
     walk.trace_functions(root)
     graph = TrackedGraph([])
     graph._add(root, ())
@@ -184,10 +186,45 @@ def is_keras_variable(obj: Any) -> bool:
     return _keras() is not None and isinstance(obj, tfi.keras_variable_class())
 
 
-def is_distributed(root: Any) -> bool:
-    """Whether a strategy made one of the variables that `root` tracks."""
+class Listing:
+    """What a checkpoint of each object holds, listed once; for as long as nothing is traced."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, tuple[Any, Any]] = {}
+
+    def children(self, obj: Any) -> Any:
+        """The children of one object by name."""
+        known = self._children.get(id(obj))
+        if known is None:
+            known = self._children[id(obj)] = (obj, tf.train.TrackableView.children(obj))
+        return known[1]
+
+    def clear(self) -> None:
+        """Forgets all: a function that is traced may make objects."""
+        self._children.clear()
+
+    def descendants(self, root: Any) -> Iterable[Any]:
+        """The root and all that it leads to."""
+        found = {id(root): root}
+        queue = [root]
+        while queue:
+            obj = queue.pop()
+            yield obj
+            for child in self.children(obj).values():
+                if id(child) not in found:
+                    found[id(child)] = child
+                    queue.append(child)
+
+
+def is_distributed(root: Any, listing: Listing | None = None) -> bool:
+    """Whether a strategy made one of the variables that `root` tracks.
+
+    Args:
+        root: a TensorFlow trackable.
+        listing: is filled, for the walk that follows.
+    """
     try:
-        held = tf.train.TrackableView(root).descendants()
+        held = list((listing or Listing()).descendants(root))
     except (ValueError, NotImplementedError):  # the walk refuses it with its path
         return False
     variables = (x._value if is_keras_variable(x) else x for x in held)
@@ -252,8 +289,14 @@ def _facts_of(variable: Any) -> VariableFacts:
 class _Walk:
     """The children of objects, each listed once: listing may trace functions or make objects."""
 
-    def __init__(self, exclude: Callable[[Any], bool], beside: Mapping[int, dict[str, Any]]):
+    def __init__(
+        self,
+        exclude: Callable[[Any], bool],
+        beside: Mapping[int, dict[str, Any]],
+        listing: Listing,
+    ):
         self._exclude = exclude
+        self._listing = listing
         self._beside = beside
         self._saved_model_children: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._checkpoint_children: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -276,6 +319,7 @@ class _Walk:
             queue.extend(((*path, name), child) for name, child in children.items())
         if traced:
             self._checkpoint_children.clear()
+            self._listing.clear()
 
     def breadth_first(
         self,
@@ -311,7 +355,7 @@ class _Walk:
     def _list_checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(obj, (Collection, tfi.PolymorphicFunction, tfi.ConcreteFunction)):
             return {}
-        found = _list(obj, path, lambda: tf.train.TrackableView.children(obj))
+        found = _list(obj, path, lambda: self._listing.children(obj))
         return {
             name: child
             for name, child in found.items()

@@ -228,9 +228,12 @@ def saveables_of(source: Source) -> list[Saveable]:
 
 
 def _refuse_uninitialized(node: Node, root: str) -> None:
-    # Reading such a variable gives an empty tensor, and no error.
-    initialized = tf.raw_ops.VarIsInitializedOp(resource=_handle(node.obj))
-    if tf.executing_eagerly() and not initialized:
+    if not tf.executing_eagerly():
+        return
+    # Reading such a variable gives an empty tensor, and no error. To ask each variable costs as
+    # much again: TensorFlow makes a kernel of each op for each shape.
+    read = tf.raw_ops.ReadVariableOp(resource=_handle(node.obj), dtype=node.obj.dtype)
+    if read.shape == [0] and not tf.raw_ops.VarIsInitializedOp(resource=_handle(node.obj)):
         raise UninitializedError(
             failure(
                 f"export {path_text(node.path, root)}",
