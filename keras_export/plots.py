@@ -6,6 +6,7 @@ is drawn, and no window and no global state of it is touched.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ COLOURS = {
 }
 _PHASES = ("#3b6fb6", "#e08a2e", "#5a9e5a", "#8a63b0", "#b0566b", "#9aa5b1")
 _MAX_LABEL = 44
+_SCREEN_DPI = 80
 
 Format = Callable[[float], str]
 
@@ -41,7 +43,16 @@ def new_figure(width: float, height: float) -> Any:
             "Cannot draw: matplotlib is not installed. Install `keras_export[plots]`, or use "
             "HTML, which needs nothing."
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+
+    class NotebookFigure(Figure):
+        """A notebook shows a plain one only after pyplot was imported."""
+
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=_SCREEN_DPI, bbox_inches="tight")
+            return content.getvalue()
+
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -66,7 +77,8 @@ def draw_strip(
             start += value
     axes.set_xlim(0, total)
     axes.axis("off")
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=10)
+    above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+    axes.legend(**above, ncols=len(values), frameon=False, fontsize=10)
 
 
 def draw_bars(

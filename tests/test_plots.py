@@ -76,3 +76,8 @@ def test_without_matplotlib_the_extra_is_named(report, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ArgumentError, match=r"keras_export\[plots\]"):
         drawn.plot()
+
+
+def test_a_notebook_shows_a_plot_without_pyplot(report):
+    figure = report.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
