@@ -225,6 +225,10 @@ class _Revival:
                 reviver.load(model, weights.weights, self._read)
             self.notes += [note for note in reviver.notes if note not in self.notes]
             return model
+        if reviver is not None and weights.kind == "archive" and _is_legacy(weights):
+            with self._loading(weights, None):
+                reviver.load_archived(model, weights.weights, self._read)
+            return model
         # Keras goes by the ending, the content has told better.
         ending = "weights.h5" if weights.kind in ("weights", "archive") else "h5"
         link = os.path.join(tempfile.mkdtemp(dir=self._folder), f"model.{ending}")
@@ -314,7 +318,7 @@ class _WeightLimit:
 def _is_legacy(source: SourceFile) -> bool:
     """Whether a Keras before 3 wrote it; those before 1.0 and some JSON do not say."""
     if source.keras_version:
-        return _major(source.keras_version) < 3
+        return Origin(source.keras_version).major < 3
     if isinstance(source.config, dict):
         return "module" not in source.config
     return source.kind == "layers"
@@ -325,12 +329,7 @@ def _origin(source: SourceFile) -> Origin:
     config = source.config if isinstance(source.config, dict) else {}
     version = source.keras_version or str(config.get("keras_version", ""))
     backend = source.backend or str(config.get("backend", ""))
-    return Origin(_major(version), backend or "tensorflow")
-
-
-def _major(version: str) -> int:
-    found = re.match(r"\d+", version)
-    return int(found[0]) if found else 1
+    return Origin(version, backend or "tensorflow")
 
 
 def _made_by(factory: str) -> Any:

@@ -78,6 +78,24 @@ def stored_layers(path: str) -> Iterator[dict[str, list[StoredWeight]]]:
         yield {name: _weights(group, name) for name in names_of(group, "layer_names")}
 
 
+@contextmanager
+def stored_variables(path: str) -> Iterator[dict[str, StoredWeight]]:
+    """The arrays of a file by path, as `layers/dense/vars/0`; those of an optimizer are left out.
+
+    Args:
+        path: a `.weights.h5`, or the one in a `.keras` archive.
+    """
+    found: dict[str, StoredWeight] = {}
+
+    def visit(name: str, member: Any) -> None:
+        if isinstance(member, h5py.Dataset) and not name.startswith("optimizer/"):
+            found[name] = StoredWeight(name, member)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)  # follows no links
+        yield found
+
+
 def _weights(group: Any, layer: str) -> list[StoredWeight]:
     own = _member(group, layer)
     return [StoredWeight(name, _member(own, name)) for name in names_of(own, "weight_names")]

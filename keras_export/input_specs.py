@@ -8,6 +8,7 @@ gave is kept as far as a signature can have it, and a note tells where it cannot
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,11 @@ def _named_by_specs(argument: Argument, given: Any, notes: list[str]) -> Argumen
 def graph_name_of(name: str, kind: str, notes: list[str]) -> str:
     """A name as a signature can have it, with a note if that is another."""
     mapped = structures.graph_name(name)
-    if mapped != name:
+    if kind == "input" and not (mapped.isidentifier() and not keyword.iskeyword(mapped)):
+        # TensorFlow's loader for Python makes an argument of it.
+        mapped = f"{kind}_{mapped}"
+        notes.append(f"the input {name!r} is called {mapped!r}: Python has no argument {name!r}")
+    elif mapped != name:
         notes.append(
             f"the {kind} {name!r} is called {mapped!r}: only letters, digits and _ are kept"
         )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from keras_export import recorded_calls
+from keras_export import recorded_calls, structures
 from keras_export import tf_internals as tfi
 from keras_export.errors import (
     ArgumentError,
@@ -296,15 +296,17 @@ def _symbolic_namer(
     if names == "keras":
         return _plain_names
     structure = functional.output
+    leaves = tfi.flatten_with_tuple_paths(structure)
+    own = {structures.graph_name(tensor._keras_history.operation.name) for _, tensor in leaves}
     taken: dict[str, int] = {}
     leaf_names = []
-    for path, tensor in tfi.flatten_with_tuple_paths(structure):
+    for path, tensor in leaves:
         if path and isinstance(path[-1], str):
             leaf_names.append(graph_name_of(path[-1], "output", notes))
             continue
         operation = tensor._keras_history.operation
         _flag_counted(operation, "output", notes)
-        leaf_names.append(_numbered(graph_name_of(operation.name, "output", notes), taken))
+        leaf_names.append(_numbered(graph_name_of(operation.name, "output", notes), taken, own))
 
     def name_outputs(results: Any) -> list[SignatureOutput]:
         return _positioned(leaf_names, tf.nest.flatten(results))
@@ -312,8 +314,11 @@ def _symbolic_namer(
     return name_outputs
 
 
-def _numbered(name: str, taken: dict[str, int]) -> str:
+def _numbered(name: str, taken: dict[str, int], own: Collection[str]) -> str:
+    """`lstm_1` for the second output of `lstm`, unless another layer has that name."""
     count = taken.get(name, 0)
+    while count and f"{name}_{count}" in own:
+        count += 1
     taken[name] = count + 1
     return f"{name}_{count}" if count else name
 

@@ -7,6 +7,7 @@ or mirrored, never estimated; arrays that are in Keras 3's layout already come b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,20 +23,41 @@ _MIRRORED = frozenset(("Conv1D", "Conv2D", "Conv3D", "Conv2DTranspose", "ConvLST
 _CUDNN_GATES = {"CuDNNLSTM": 4, "CuDNNGRU": 3}
 # The gates in the order in which Keras 1 stored them, each with a kernel, a recurrent kernel and a
 # bias, and the order in which they stand beside each other since.
-_GATES = {"LSTM": (12, (0, 2, 1, 3)), "GRU": (9, (0, 1, 2))}
+_GATES = {"LSTM": (12, (0, 2, 1, 3)), "GRU": (9, (0, 1, 2)), "ConvLSTM2D": (12, (0, 2, 1, 3))}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Who wrote the weights.
+    """Who wrote the file.
 
     Attributes:
-        major: of Keras's version.
+        version: of that Keras; those before 1.0 do not say.
         backend: of that Keras.
     """
 
-    major: int = 2
+    version: str = "2"
     backend: str = "tensorflow"
+
+    @property
+    def major(self) -> int:
+        """The first number of the version."""
+        return self._numbers[0]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it was a Keras beside TensorFlow's own, which differs from it in two things.
+
+        Bilinear interpolation laid corners on each other, not the centres of pixels; and masked
+        steps of a `Bidirectional` layer repeated the last result, where others give zeros.
+
+        Source: `resize_images` and `Bidirectional` of Keras 2.0 to 2.3, and of TensorFlow since
+        1.14; 1.13, whose version is that of 2.1, still laid corners on each other.
+        """
+        return not self.version.endswith("-tf") and self._numbers < (2, 4)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", self.version)[:2])) or (1,)
 
 
 def convert(
@@ -63,7 +85,7 @@ def convert(
         return convert(*rest, arrays, names, origin)
     if class_name in _CUDNN_GATES:
         return _from_cudnn(class_name, arrays)
-    if class_name == "BatchNormalization":
+    if "BatchNormalization" in class_name:
         kept = ("gamma", "beta", "moving_mean", "moving_variance")
         if any(name.startswith("renorm") for name in names):
             return [x for x, name in zip(arrays, names, strict=True) if name in kept]
@@ -103,6 +125,8 @@ def _by_gate(
 def _from_keras_1(class_name: str, config: dict[str, Any], arrays: Arrays) -> Arrays:
     if class_name in _GATES and len(arrays) == _GATES[class_name][0]:
         order = _GATES[class_name][1]
+        if config.get("dim_ordering") == "th":
+            arrays = [np.transpose(x, (2, 3, 1, 0)) if x.ndim == 4 else x for x in arrays]
         return [np.concatenate([arrays[3 * i + part] for i in order], axis=-1) for part in range(3)]
     if not arrays:
         return arrays

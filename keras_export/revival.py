@@ -7,21 +7,23 @@ way is told all at once, each with its layer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_export import hdf5, layouts
+from keras_export import archived_weights, hdf5, layouts
 from keras_export.errors import ConversionError
 from keras_export.hdf5 import StoredWeight
 from keras_export.layouts import Origin
-from keras_export.legacy_layers import TensorFlowFunction
-from keras_export.tensorflow_calls import function_of
+from keras_export.legacy_layers import LocallyConnected, TensorFlowFunction
+from keras_export.tensorflow_calls import function_of, operation_of
 from keras_export.upgrades import MODELS, Upgrader, decoded, own_name
 
-_CALLS = frozenset(("TFOpLambda", "SlicingOpLambda"))
+_OPERATION = "TensorFlowOpLayer"  # of Keras 2.2 to 2.4
+_CALLS = frozenset(("TFOpLambda", "SlicingOpLambda", _OPERATION))
 _CONSTANT = "_CONSTANT_VALUE"
 # Keras 2 hands the states of these on as further inputs.
 _WITH_STATES = frozenset(("LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM2D", "Bidirectional",
@@ -44,8 +46,10 @@ class Reviver:
 
     def __init__(self, path: str, custom: Mapping[str, Any], origin: Origin) -> None:
         self._path, self._custom, self._origin = path, custom, origin
-        self._upgrader = Upgrader(custom, origin.major, self._make)
+        self._upgrader = Upgrader(custom, origin, self._make)
         self._configs: dict[int, tuple[str, dict[str, Any]]] = {}
+        # The layers of each model in the order of the file, with the names of their classes.
+        self._children: dict[int, list[tuple[str, Any]]] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -83,6 +87,32 @@ class Reviver:
                 size += sum(weight.dataset.nbytes for weight in weights)
                 on_read(size)
         self._raise("load the weights")
+
+    def load_archived(self, model: Any, path: str, on_read: Callable[[int], None]) -> None:
+        """Gives a model that `model` made the weights of its archive.
+
+        Args:
+            model: made by `model`.
+            path: of the archive's HDF5 file.
+            on_read: called with the bytes that were read so far.
+
+        Raises:
+            ConversionError: with every weight that is missing or has another shape.
+        """
+        with hdf5.stored_variables(path) as stored:
+            size = 0
+            for layer, place, weights in archived_weights.matched(model, self._layers_of, stored):
+                if not weights:
+                    self._upgrader.reasons.append(f"layer {layer.name!r} has no weights in {place}")
+                    continue
+                class_name, config = self._configs[id(layer)]
+                self._assign(layer, class_name, config, weights)
+                size += sum(weight.dataset.nbytes for weight in weights)
+                on_read(size)
+        self._raise("load the weights")
+
+    def _layers_of(self, model: Any) -> Sequence[tuple[str, Any]]:
+        return self._children[id(model)]
 
     def _raise(self, what: str) -> None:
         if self._upgrader.reasons:
@@ -124,7 +154,12 @@ class Reviver:
                 f"model {name!r} has no input shape; build it in a factory and give its weights"
             )
             return None
-        return self._chained([x], x, layers, name)
+        model = self._chained([x], x, layers, name)
+        if model is None:
+            return None
+        names = [str(x["class_name"]) for x in nodes if x.get("class_name") != "InputLayer"]
+        self._children[id(model)] = list(zip(names, layers, strict=True))
+        return model
 
     def _chained(self, inputs: list[Any], x: Any, layers: list[Any], name: str) -> Any:
         for layer in layers:
@@ -136,15 +171,15 @@ class Reviver:
     def _first_input(self, nodes: Sequence[Mapping[str, Any]], config: Any) -> Any:
         """The input that a Sequential has, or that its first layer's arguments tell."""
         first = nodes[0] if nodes else {}
-        inner = decoded(first.get("config") or {})
-        name = str(inner.get("name", "input"))
+        inner = _inner(first)
+        name = inner.get("name")
         if first.get("class_name") == "InputLayer":
             return _input(inner)
         shape = inner.get("batch_input_shape")
         while shape is None and (first.get("class_name") in MODELS or "layer" in inner):
-            below = inner if isinstance(inner, list) else inner.get("layers", [inner.get("layer")])
-            first = below[0] or {}
-            inner = decoded(first.get("config") or {})
+            first = inner.get("layers", [inner.get("layer")])[0] or {}
+            inner = _inner(first)
+            name = name or inner.get("name")
             shape = inner.get("batch_input_shape") or inner.get("batch_shape")
         if shape is None and inner.get("input_dim") and first.get("class_name") != "Embedding":
             shape = [None, inner["input_dim"]]
@@ -152,7 +187,7 @@ class Reviver:
             shape = config.get("build_input_shape")
         if shape is None:
             return None
-        return _input({**inner, "batch_input_shape": shape, "name": f"{name}_input"})
+        return _input({**inner, "batch_input_shape": shape, "name": f"{name or 'model'}_input"})
 
     def _functional(self, config: Any) -> Any:
         config = decoded(config)
@@ -169,12 +204,22 @@ class Reviver:
             return None
         inputs = graph.tensors(config["input_layers"])
         outputs = graph.tensors(config["output_layers"])
-        return keras.Model(inputs, outputs, name=own_name(config["name"]))
+        model = keras.Model(inputs, outputs, name=own_name(config["name"]))
+        self._children[id(model)] = [
+            (str(node["class_name"]), made[name]) for name, node in nodes.items()
+        ]
+        return model
 
     def _check_calls(self, nodes: Mapping[str, Any]) -> None:
         for name, node in nodes.items():
-            function = node["config"].get("function")
-            if node["class_name"] in _CALLS and function_of(str(function)) is None:
+            config = _inner(node)
+            function: Any = config.get("function")
+            if node["class_name"] == _OPERATION:
+                known = _operation(config) is not None
+                function = f"raw_ops.{_node_def(config)['op']}"
+            else:
+                known = node["class_name"] not in _CALLS or function_of(str(function)) is not None
+            if not known:
                 self._upgrader.reasons.append(
                     f"layer {name!r} calls tf.{function}, which may not be called or is gone"
                 )
@@ -219,10 +264,12 @@ class Reviver:
 
     def _fill(self, layer: Any, stored: list[StoredWeight]) -> None:
         class_name, config = self._configs.get(id(layer), (type(layer).__name__, {}))
-        inner = list(_leaves(layer))
+        if isinstance(getattr(layer, "layer", None), keras.Model):
+            layer = layer.layer  # of a TimeDistributed
         if not isinstance(layer, keras.Model):
             self._assign(layer, class_name, config, stored)
             return
+        inner = list(_leaves(layer))
         groups = _by_layer(inner, stored)
         if groups is None:
             groups = _by_order(inner, stored)
@@ -246,6 +293,8 @@ class Reviver:
         except (ValueError, IndexError) as error:
             self._upgrader.reasons.append(f"layer {layer.name!r} has other weights: {error}")
             return
+        if isinstance(layer, LocallyConnected):
+            arrays = [layer.kernel_of(arrays[0], config.get("implementation", 1)), *arrays[1:]]
         if isinstance(layer, keras.layers.Normalization):
             layer.load_own_variables({str(i): array for i, array in enumerate(arrays)})
             return
@@ -331,6 +380,14 @@ class _Graph:
     def _call_function(self, name: str, node: Any) -> Any:
         """Calls a function of TensorFlow, whose tensors may stand anywhere in its arguments."""
         config = self._nodes[name]["config"]
+        if self._nodes[name]["class_name"] == _OPERATION:
+            operation: Any = _operation(config)
+            layer = TensorFlowFunction(
+                operation,
+                lambda given: ([given if isinstance(given, list | tuple) else [given]], {}),
+                name=own_name(name),
+            )
+            return self._reviver._called(layer, self._arguments(node)[0], {})
         single = self._is_reference(node) or node[:1] == [_CONSTANT]
         entries = [node] if single else node
         kwargs = dict(entries[0][3]) if len(entries[0]) > 3 else {}
@@ -410,6 +467,15 @@ class _Place:
         self.index = index
 
 
+def _node_def(config: Mapping[str, Any]) -> Any:
+    found = config["node_def"]
+    return json.loads(found) if isinstance(found, str) else found
+
+
+def _operation(config: Mapping[str, Any]) -> Any:
+    return operation_of(_node_def(config), config.get("constants") or {})
+
+
 def _put(value: Any, tensors: Sequence[Any]) -> Any:
     if isinstance(value, _Place):
         return tensors[value.index]
@@ -427,6 +493,12 @@ def _input(config: Mapping[str, Any]) -> Any:
         sparse=bool(config.get("sparse", False)),
         name=own_name(str(config["name"])),
     )
+
+
+def _inner(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a layer or model; that of a Sequential was a list of its layers."""
+    config = decoded(node.get("config") or {})
+    return {"layers": config} if isinstance(config, list) else config
 
 
 def _leaves(layer: Any) -> Iterator[Any]:

@@ -1,14 +1,16 @@
-"""Functions of TensorFlow that Keras 2 recorded between layers.
+"""Functions and ops of TensorFlow that Keras 2 recorded between layers.
 
-In: the name of a function in a configuration, as `nn.relu` or `__operators__.getitem`. Out: the
-function. The invariant: only functions that compute tensors from tensors can be had, none that
-reads or writes files, runs Python or talks to the network.
+In: the name of a function in a configuration, as `nn.relu` or `__operators__.getitem`, or an op as
+a node of a graph. Out: the function. The invariant: only what computes tensors from tensors can be
+had, nothing that reads or writes files, runs Python or talks to the network.
 """
 
 from __future__ import annotations
 
+import base64
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -46,6 +48,102 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
+# Ops by their names in graphs.
+_OPS = frozenset((
+    "Abs", "Acos", "Acosh", "Add", "AddN", "AddV2", "All", "Any", "ArgMax", "ArgMin", "Asin",
+    "Asinh", "Atan", "Atan2", "Atanh", "AvgPool", "AvgPool3D", "BatchMatMul", "BatchMatMulV2",
+    "BatchMatMulV3", "BatchToSpace", "BatchToSpaceND", "BiasAdd", "Bitcast", "BroadcastArgs",
+    "BroadcastTo", "Bucketize", "Cast", "Ceil", "CheckNumerics", "ClipByValue", "Complex",
+    "ComplexAbs", "Concat", "ConcatV2", "Conj", "Conv2D", "Conv3D", "Cos", "Cosh",
+    "CropAndResize", "Cross", "Cumprod", "Cumsum", "DepthToSpace", "DepthwiseConv2dNative", "Diag",
+    "DiagPart", "Dilation2D", "Div", "DivNoNan", "DynamicPartition", "DynamicStitch", "Einsum",
+    "Elu", "Equal", "Erf", "Erfc", "Exp", "ExpandDims", "Expm1", "ExtractImagePatches", "FFT",
+    "FFT2D", "Fill", "Floor", "FloorDiv", "FloorMod", "Gather", "GatherNd", "GatherV2", "Greater",
+    "GreaterEqual", "IFFT", "IFFT2D", "IRFFT", "IRFFT2D", "Identity", "IdentityN", "Imag",
+    "InTopK", "InTopKV2", "Inv", "Invert", "InvertPermutation", "IsFinite", "IsInf", "IsNan",
+    "L2Loss", "LRN", "LeakyRelu", "Less", "LessEqual", "Lgamma", "LinSpace", "Log", "Log1p",
+    "LogSoftmax", "LogicalAnd", "LogicalNot", "LogicalOr", "MatMul", "MatrixBandPart",
+    "MatrixDeterminant", "MatrixDiag", "MatrixDiagPart", "MatrixDiagPartV2", "MatrixDiagV2",
+    "MatrixInverse", "MatrixSetDiag", "MatrixTriangularSolve", "Max", "MaxPool", "MaxPool3D",
+    "MaxPoolV2", "Maximum", "Mean", "Min", "Minimum", "MirrorPad", "Mod", "Mul", "MulNoNan", "Neg",
+    "NotEqual", "OneHot", "OnesLike", "Pack", "Pad", "PadV2", "Pow", "PreventGradient", "Prod",
+    "RFFT", "RFFT2D", "Range", "Rank", "Real", "RealDiv", "Reciprocal", "Relu", "Relu6", "Reshape",
+    "ResizeArea", "ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor", "Reverse",
+    "ReverseSequence", "ReverseV2", "Rint", "Roll", "Round", "Rsqrt", "ScatterNd",
+    "SegmentMax", "SegmentMean", "SegmentMin", "SegmentSum", "Select", "SelectV2", "Selu", "Shape",
+    "ShapeN", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign",
+    "SpaceToBatch", "SpaceToBatchND", "SpaceToDepth", "Split", "SplitV", "Sqrt", "Square",
+    "SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sub", "Sum", "Tan", "Tanh",
+    "TensorScatterAdd", "TensorScatterUpdate", "Tile", "TopK", "TopKV2", "Transpose",
+    "TruncateDiv", "TruncateMod", "Unique", "UniqueV2", "Unpack", "UnravelIndex",
+    "UnsortedSegmentMax", "UnsortedSegmentSum", "Where", "Xdivy", "Xlogy", "ZerosLike",
+))  # fmt: skip
+# Of these ops one argument takes several inputs: `N` says how many.
+_LISTS = frozenset(("AddN", "Concat", "ConcatV2", "DynamicStitch", "Einsum", "IdentityN", "Pack",
+                    "ShapeN"))  # fmt: skip
+# Arguments that have another name in graphs.
+_RENAMED = {("Squeeze", "axis"): "squeeze_dims"}
+
+
+def operation_of(
+    node: Mapping[str, Any], constants: Mapping[str, Any]
+) -> Callable[[Sequence[Any]], Any] | None:
+    """A function that runs an op on tensors, or None if it is none of those that may be run.
+
+    Args:
+        node: a NodeDef as parsed JSON.
+        constants: values of inputs, by number as text; the tensors are the other inputs.
+
+    >>> node = {"op": "AddV2", "input": ["x", "y"], "attr": {"T": {"type": "DT_FLOAT"}}}
+    >>> operation_of(node, {"1": 2.0})([tf.constant([3.0])]).numpy().tolist()
+    [5.0]
+    >>> operation_of({"op": "ReadFile", "input": ["x"]}, {}) is None
+    True
+    """
+    op, count = node["op"], len(node.get("input", ()))
+    function = getattr(tf.raw_ops, op, None) if op in _OPS else None
+    if function is None:
+        return None
+    attributes = node.get("attr", {})
+    names = [name for name in inspect.signature(function).parameters if name != "name"]
+    fixed = {int(number): value for number, value in constants.items()}
+
+    def call(tensors: Sequence[Any]) -> Any:
+        waiting = iter(tensors)
+        inputs = [fixed[i] if i in fixed else next(waiting) for i in range(count)]
+        if op in _LISTS:
+            length = _number(attributes.get("N", attributes.get("T", {})), count)
+            start = 1 if op == "Concat" else length if op == "DynamicStitch" else 0
+            inputs = [*inputs[:start], inputs[start : start + length], *inputs[start + length :]]
+            if op == "DynamicStitch":
+                inputs = [inputs[:start], *inputs[start:]]
+        given = dict(zip(names, inputs, strict=False))
+        for name in names[len(inputs) :]:
+            if (attribute := attributes.get(_RENAMED.get((op, name), name))) is not None:
+                given[name] = _attribute(attribute)
+        return function(**given)
+
+    return call
+
+
+def _number(attribute: Mapping[str, Any], default: int) -> int:
+    return int(attribute.get("i", default))
+
+
+def _attribute(value: Mapping[str, Any]) -> Any:
+    """The value of an attribute that JSON holds, in which integers and bytes are text."""
+    ((kind, content),) = value.items()
+    if kind == "list":
+        return [_attribute({k: x}) for k, several in content.items() for x in several]
+    if kind == "type":
+        return tf.as_dtype(content.removeprefix("DT_").lower())
+    if kind == "s":
+        return base64.b64decode(content)
+    if kind == "i":
+        return int(content)
+    if kind == "shape":
+        return [int(dim.get("size", 0)) for dim in content.get("dim", ())]
+    return content
 
 
 def function_of(name: str) -> Callable[..., Any] | None:

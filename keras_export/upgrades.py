@@ -15,11 +15,12 @@ from typing import Any
 import keras
 
 from keras_export import legacy_layers
+from keras_export.layouts import Origin
 
 # What only makes or trains weights; all weights come from the file.
-_TRAINING = ("_initializer", "_regularizer", "_constraint")
-_TRAINING_ARGUMENTS = frozenset(("init", "inner_init", "forget_bias_init", "beta_init",
-                                 "gamma_init", "W_regularizer", "U_regularizer", "b_regularizer",
+_TRAINING = ("_initializer", "_init", "_regularizer", "_constraint")
+_TRAINING_ARGUMENTS = frozenset(("init", "transform_bias", "W_regularizer", "U_regularizer",
+                                 "b_regularizer",
                                  "gamma_regularizer", "beta_regularizer", "W_constraint",
                                  "U_constraint", "b_constraint", "weights",
                                  "unit_forget_bias"))  # fmt: skip
@@ -57,7 +58,16 @@ _OWN: dict[str, type] = {
     "LocallyConnected1D": legacy_layers.LocallyConnected,
     "LocallyConnected2D": legacy_layers.LocallyConnected,
     "LayerScale": legacy_layers.LayerScale,
+    "MaxoutDense": legacy_layers.MaxoutDense,
+    "CosineMerge": legacy_layers.CosineMerge,
+    "Highway": legacy_layers.Highway,
+    "ParametricSoftplus": legacy_layers.ParametricSoftplus,
+    "SReLU": legacy_layers.SReLU,
     "TimeDistributed": legacy_layers.TimeDistributed,
+}
+_CAUSAL = {
+    "Attention": legacy_layers.CausalAttention,
+    "AdditiveAttention": legacy_layers.CausalAdditiveAttention,
 }
 # They act in training alone.
 _IDENTITIES = frozenset(("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
@@ -65,7 +75,7 @@ _IDENTITIES = frozenset(("RandomFlip", "RandomRotation", "RandomZoom", "RandomTr
                          "RandomShear", "GaussianNoise", "GaussianDropout", "AlphaDropout",
                          "ActivityRegularization", "FixedDropout"))  # fmt: skip
 _MERGE_MODES = {"sum": "Add", "mul": "Multiply", "concat": "Concatenate", "ave": "Average",
-                "max": "Maximum", "dot": "Dot", "cos": "Dot"}  # fmt: skip
+                "max": "Maximum", "dot": "Dot", "cos": "CosineMerge"}  # fmt: skip
 
 MODELS = frozenset(
     ("Model", "Functional", "Sequential", "Graph", "ModelV2", "Container", "Network")
@@ -73,7 +83,8 @@ MODELS = frozenset(
 
 # Without a class in Keras 3, and handled here or where models are made.
 LEGACY_CLASSES = frozenset((*MODELS, *_CLASSES, *_OWN, *_IDENTITIES, "Merge", "Policy",
-                            "PolicyV1", "TFOpLambda", "SlicingOpLambda", "InputLayer",
+                            "PolicyV1", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer",
+                            "InputLayer",
                             "TensorShape", "__tuple__", "StackedRNNCells"))  # fmt: skip
 
 _RENAMED = {
@@ -101,9 +112,13 @@ class Upgrader:
     """
 
     def __init__(
-        self, custom: Mapping[str, Any], major: int, model: Callable[[Mapping[str, Any]], Any]
+        self,
+        custom: Mapping[str, Any],
+        origin: Origin,
+        model: Callable[[Mapping[str, Any]], Any],
     ) -> None:
-        self._custom, self._major, self._model = custom, major, model
+        self._custom, self._origin, self._model = custom, origin, model
+        self._major = origin.major
         self._where = "the model"
         self.notes: list[str] = []
         self.reasons: list[str] = []
@@ -139,6 +154,17 @@ class Upgrader:
             return legacy_layers.Unchanged(name=own_name(name))
         new_name = _CLASSES.get(class_name, class_name)
         cls = _OWN.get(class_name) or getattr(keras.layers, new_name, None)
+        if class_name == "BatchNormalization" and config.get("mode"):
+            self._note(f"mode={config['mode']} never uses what training gathered")
+            cls = legacy_layers.BatchlessNormalization
+            config.pop("momentum", None)
+        if class_name in _CAUSAL and config.pop("causal", False):
+            cls = _CAUSAL[class_name]
+        is_bilinear = class_name == "UpSampling2D" and config.get("interpolation") == "bilinear"
+        if is_bilinear and self._origin.is_apart:
+            self._note("interpolates between corners, not between the centres of pixels")
+            cls = legacy_layers.BilinearUpSampling2D
+            config.pop("interpolation")
         if not (isinstance(cls, type) and issubclass(cls, keras.layers.Layer)):
             self._refuse("is of a class that Keras 3 does not have; give it in custom_objects")
             return None
@@ -148,6 +174,9 @@ class Upgrader:
         made = cls(**arguments, name=own_name(name))
         if config.get("trainable") is False:
             made.trainable = False
+        if class_name == "Bidirectional" and self._origin.is_apart:
+            for side in (made.forward_layer, made.backward_layer):
+                side.zero_output_for_mask = False
         return made
 
     # -- arguments ---------------------------------------------------------------------------------
@@ -168,7 +197,8 @@ class Upgrader:
                 result[new] = self._value(new, value)
             elif not self._can_go(key, value):
                 self._refuse(f"has {key}={value!r:.80}, which Keras 3 does not know")
-        dtype = _dtype(config.get("dtype"))
+        # Keras 2 said what comes out of it, Keras 3 what goes in.
+        dtype = None if class_name == "Discretization" else _dtype(config.get("dtype"))
         return {**result, "dtype": dtype} if dtype else result
 
     def _without_training(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -192,10 +222,11 @@ class Upgrader:
         if is_norm and isinstance(config.get("axis"), list) and len(config["axis"]) == 1:
             self._note(f"axis={config['axis']} became {config['axis'][0]}")
             config["axis"] = config["axis"][0]
-        if class_name == "BatchNormalization":
+        if is_norm:
             config.pop("dim_ordering", None)
-            if config.pop("mode", 0) == 1:
-                self._refuse("normalizes each sample (mode=1), which Keras 3 cannot")
+            config.pop("renorm", None)
+            if config.get("mode") == 0:
+                config.pop("mode")
         if class_name == "Embedding":
             config.pop("dropout", None)
             if "output_dim" in config:
@@ -214,13 +245,8 @@ class Upgrader:
             config.setdefault("alpha", 1.0)
         if class_name == "Dot" and "normalize" not in config:
             config["normalize"] = False
-        if class_name in ("Attention", "AdditiveAttention") and config.pop("causal", False):
-            self._refuse("is causal by its configuration, which is an argument of the call now")
-        if class_name.startswith("LocallyConnected"):
-            if config.pop("padding", "valid") != "valid":
-                self._refuse("pads, which no known artifact does")
-            if config.pop("implementation", 1) != 1:
-                self._refuse("keeps its weights for implementation 2 or 3; save it with 1")
+        if class_name in ("Deconvolution2D", "Convolution2DTranspose"):
+            config.pop("output_shape", None)  # which follows from all others
         if class_name == "UpSampling1D":
             config.pop("dim_ordering", None)
 
@@ -295,13 +321,13 @@ class Upgrader:
             self._refuse(f"merges by mode={mode!r:.80}, which has no meaning outside of its file")
             return "Add", {}
         self._note(f"mode={mode!r} became {class_name}")
+        if class_name == "CosineMerge":
+            return class_name, {"axes": _first_axes(config)}
         kept: dict[str, Any] = {}
         if class_name == "Concatenate":
             kept["axis"] = config.get("concat_axis", -1)
         if class_name == "Dot":
-            kept = {"axes": config.get("dot_axes", -1), "normalize": mode == "cos"}
-            if isinstance(kept["axes"], list):
-                kept["axes"] = [x[0] if isinstance(x, list) else x for x in kept["axes"]]
+            kept = {"axes": _first_axes(config), "normalize": False}
         return class_name, kept
 
     def _note(self, text: str) -> None:
@@ -311,6 +337,11 @@ class Upgrader:
 
     def _refuse(self, text: str) -> None:
         self.reasons.append(f"{self._where} {text}")
+
+
+def _first_axes(config: Mapping[str, Any]) -> Any:
+    axes = config.get("dot_axes", -1)
+    return [x[0] if isinstance(x, list) else x for x in axes] if isinstance(axes, list) else axes
 
 
 def own_name(name: str) -> str:

@@ -116,7 +116,7 @@ def _walk_container(
     used: dict[str, int] = {}
     for child in container.values() if isinstance(container, dict) else container:
         if hasattr(child, "_obj_type"):
-            name = _numbered(_in_snake_case(type(child).__name__), used)
+            name = _numbered(in_snake_case(type(child).__name__), used)
             yield from _walk(child, _joined(path, name), seen)
         elif isinstance(child, list | dict | tuple) and _recurses_into_containers():
             name = _numbered("container", used)
@@ -142,10 +142,10 @@ def _recurses_into_containers() -> bool:
     return tfi.keras_saves_nested_containers()
 
 
-def _in_snake_case(name: str) -> str:
+def in_snake_case(name: str) -> str:
     """The name of a class as Keras writes it in lower case.
 
-    >>> _in_snake_case("Conv2DTranspose"), _in_snake_case("LSTMCell"), _in_snake_case("MyLayer")
+    >>> in_snake_case("Conv2DTranspose"), in_snake_case("LSTMCell"), in_snake_case("MyLayer")
     ('conv2d_transpose', 'lstm_cell', 'my_layer')
     """
     name = re.sub(r"\W+", "", name)

@@ -135,6 +135,30 @@ def test_names_with_other_characters_are_mapped_and_reported(
     check(consumers, tmp_path, {"my_input_1": value}, {"a_b": model(value)["a b"]})
 
 
+@pytest.mark.parametrize("name", ["in", "1st"])
+def test_an_input_that_python_cannot_name_is_called_otherwise(
+    name: str, tmp_path: Path, consumers: Consumers
+) -> None:
+    x = keras.Input((2,), name=name)
+    model = keras.Model(x, dense(1, "y")(x))
+    report = ke.export(model, tmp_path)
+    assert signature(report) == f"(input_{name}: float32[?, 2]) -> (y: float32[?, 1])"
+    words = f"the input {name!r} is called 'input_{name}': Python has no argument {name!r}"
+    assert words in report.notes
+    value = np.ones([1, 2], "f4")
+    check(consumers, tmp_path, {f"input_{name}": value}, {"y": model(value)})
+
+
+def test_the_second_output_of_a_layer_takes_no_other_layers_name(tmp_path: Path) -> None:
+    x = keras.Input((3, 2), name="x")
+    both = keras.layers.GRU(4, return_state=True, name="gru")(x)
+    model = keras.Model(x, [*both, keras.layers.GRU(4, name="gru_1")(x)])
+    assert list(ke.export(model, tmp_path).signatures["serve"].outputs) == ["gru", "gru_1", "gru_2"]
+    found = tf.saved_model.load(str(tmp_path)).signatures["serve"](x=tf.ones([1, 3, 2]))
+    for name, value in zip(("gru", "gru_2", "gru_1"), model(np.ones([1, 3, 2])), strict=True):
+        assert_same(found[name].numpy(), value.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_clash_after_mapping_is_refused(tmp_path: Path) -> None:
     x = keras.Input((2,), name="x")
     model = keras.Model(x, {"a b": dense(1)(x), "a-b": dense(1)(x)})

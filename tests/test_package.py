@@ -105,6 +105,7 @@ _ORDER = [
     "contracts",
     "callbacks",
     "hdf5",
+    "archived_weights",
     "layouts",
     "legacy_layers",
     "tensorflow_calls",

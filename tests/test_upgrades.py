@@ -357,13 +357,13 @@ def test_everything_that_cannot_be_upgraded_is_told_at_once(tmp_path: Path) -> N
     config = sequential(
         layer("Dense", "a", batch_input_shape=[None, 3], units=3, activation="<lambda>"),
         layer("Dense", "b", units=3, colour="blue"),
-        layer("BatchNormalization", "c", mode=1),
+        layer("Merge", "c", mode="own"),
         layer("Dense", "d", units=3, activation="LeakyReLU"),
     )
     with pytest.raises(ke.ConversionError) as refusal:
         ke.convert(write(tmp_path / "m.h5", config), tmp_path / "out")
     for words in ("layer 'a' (Dense) has the activation '<lambda>'", "--activation '<lambda>=relu'",
-                  "layer 'b' (Dense) has colour='blue'", "layer 'c' (BatchNormalization)",
+                  "layer 'b' (Dense) has colour='blue'", "layer 'c' (Merge) merges by mode='own'",
                   "layer 'd' (Dense) has the activation 'LeakyReLU'"):  # fmt: skip
         assert words in str(refusal.value)
     assert not (tmp_path / "out").exists()
