@@ -21,7 +21,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_export import contracts, keras_models, publishing, recorded_calls
+from keras_export import contracts, keras_models, recorded_calls, targets
 from keras_export import tf_internals as tfi
 from keras_export.background import Worker
 from keras_export.errors import (
@@ -249,9 +249,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         versions, best = self._versions, self._versions.best
         return TrainingReport(
             tuple(self.reports),
-            frozenset(publishing.resolved(versions.path_of(x)) for x in versions.kept),
+            frozenset(targets.resolved(versions.path_of(x)) for x in versions.kept),
             self.monitor,
-            None if best is None else publishing.resolved(versions.path_of(best)),
+            None if best is None else targets.resolved(versions.path_of(best)),
             self.skipped,
         )
 
@@ -267,7 +267,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         self._tell()
         with self._outcomes.of_a_failure():
             if self._strategy.extended.should_checkpoint:
-                publishing.check_target(self._template.fixed_folder)
+                targets.check_target(self._template.fixed_folder)
                 self._versions.open()
         self._start_recording()
 

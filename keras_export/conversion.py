@@ -23,7 +23,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_export import configurations, publishing, untrusted
+from keras_export import configurations, targets, untrusted
 from keras_export.errors import (
     ArgumentError,
     ConversionError,
@@ -95,7 +95,7 @@ def convert(
         >>> print(ke.convert(path, tempfile.mkdtemp()).signatures["serve"])
         (x: float32[?, 3]) -> (y: float32[?, 1])
     """
-    publishing.check_target(export_dir)
+    targets.check_target(export_dir)
     progress = on_progress or (lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="keras_export-") as folder:
         revival = _Revival(folder, dict(custom_objects or {}), safe_mode, progress)

@@ -16,9 +16,10 @@ from types import TracebackType
 
 import tensorflow as tf
 
-from keras_export import publishing, sharing, variables
+from keras_export import publishing, sharing, targets, variables
 from keras_export.errors import ExportError
 from keras_export.export_requests import ExportRequest
+from keras_export.staging import Staging
 from keras_export.tracking import TrackedGraph
 
 # Below, what can be refused in the trace is refused before a folder is made.
@@ -37,7 +38,7 @@ class EarlyBundle:
     def __init__(self, export_dir: str | os.PathLike[str]) -> None:
         self._export_dir = export_dir
         self._stack = ExitStack()
-        self._staging: publishing.Staging | None = None
+        self._staging: Staging | None = None
         self._checkpoint: variables.CheckpointPlan | None = None
         self._values: variables.Values | None = None
         self._thread: threading.Thread | None = None
@@ -91,7 +92,7 @@ class EarlyBundle:
 
     def take(
         self, checkpoint: variables.CheckpointPlan, values: variables.Values
-    ) -> publishing.Staging | None:
+    ) -> Staging | None:
         """The staging directory with `variables/` in it, if that holds these values.
 
         Args:
@@ -115,7 +116,7 @@ class EarlyBundle:
         options = request.options
         return (
             tf.executing_eagerly()
-            and publishing.is_local(self._export_dir)
+            and targets.is_local(self._export_dir)
             and not tf.distribute.has_strategy()
             and request.weights is None
             and request.variables_dtype is None

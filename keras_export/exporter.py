@@ -25,6 +25,7 @@ from keras_export import (
     halves,
     publishing,
     staleness,
+    targets,
     tracking,
     variables,
     warmups,
@@ -162,7 +163,7 @@ def export(
 
 def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> ExportReport:
     """Traces and writes at the same time."""
-    publishing.check_target(export_dir)
+    targets.check_target(export_dir)
     with early_writing.EarlyBundle(export_dir) as early:
         exporter = Exporter(*args, **kwargs, _early=early)
         return exporter.snapshot()._write(export_dir, early=early)
@@ -285,7 +286,7 @@ class Exporter:
         Raises:
             ExportError: as in `save`.
         """
-        publishing.check_target(export_dir)
+        targets.check_target(export_dir)
         return self.snapshot().write(export_dir, warmup=warmup)
 
     def snapshot(self) -> Snapshot:
@@ -386,11 +387,11 @@ class Snapshot:
         values = self._values if staged is None else None
         with contextlib.ExitStack() as stack:
             staging = staged or stack.enter_context(publishing.stage(export_dir))
-            with publishing.explained(staging.target):
+            with targets.explained(staging.target):
                 files = _write_files(self._plan, values, staging.path, extras or {}, shared)
             if self._target is not None:
                 compatibility.refuse(staging.path, self._target)
-            with publishing.explained(staging.target):
+            with targets.explained(staging.target):
                 files |= _write_requests(requests, staging.path)
             written = time.perf_counter()
             notes = [] if check is None else check(staging.path)

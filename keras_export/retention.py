@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from keras_export import publishing
+from keras_export import atomic
 from keras_export.errors import ArgumentError, ArgumentTypeError, failure
 from keras_export.reports import format_size
 
@@ -102,7 +102,7 @@ def prune(base: str | os.PathLike[str], keep_last: int, *, dry_run: bool = False
     freed = sum(folder.own_bytes(name) for name in removed)
     if not dry_run:
         for name in removed:
-            publishing.remove(folder.path_of(name), above=folder.path)
+            atomic.remove(folder.path_of(name), above=folder.path)
     kept = tuple(name for name in complete if name not in removed)
     return Pruning(folder.path, kept, tuple(removed), tuple(notes), freed, dry_run)
 

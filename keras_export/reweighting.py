@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from keras_export import protos, publishing, untrusted, weight_paths
+from keras_export import atomic, protos, publishing, targets, untrusted, weight_paths
 from keras_export.bundle_writing import BundleWriter
 from keras_export.bundles import (
     OBJECT_GRAPH_KEY,
@@ -141,7 +141,7 @@ def reweight(
         >>> report.matched
         {'y/kernel': 'layers/dense/vars/0', 'y/bias': 'layers/dense/vars/1'}
     """
-    source, target = os.fspath(artifact), publishing.check_target(out)
+    source, target = os.fspath(artifact), targets.check_target(out)
     bundle, variables = _variables_of(source)
     with ExitStack() as stack:
         offered = _offered(os.fspath(weights), stack)
@@ -218,7 +218,7 @@ def extract_weights(
         count = _Count("weights", [x.entry for x in variables], on_progress)
         with h5py.File(path, "w") as file:
             _write_hdf5(file, bundle, variables, paths, by_layer, count)
-        publishing.put_in_place(path, target)
+        atomic.put_in_place(path, target)
     size = sum(x.entry.size for x in variables)
     return WeightsReport(target, {x.name: paths[x.key][0] for x in variables}, kept, (), size)
 

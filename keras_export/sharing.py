@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_export import publishing, variables
+from keras_export import targets, variables
 from keras_export.assembly import Plan
 from keras_export.variables import Entry, Values
 
@@ -149,7 +149,7 @@ class SharedFiles:
         if sharding is not None:
             variables.write_bundle(prefix, variables.shard(values, sharding), device)
             return
-        if device is not None or not publishing.is_local(directory):
+        if device is not None or not targets.is_local(directory):
             variables.write_bundle(prefix, values, device)
             return
         self._write_shards(prefix, directory, plan, values)

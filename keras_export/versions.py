@@ -22,7 +22,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import publishing
+from keras_export import atomic, locks, sweeping
 from keras_export.ranking import Ranking
 from keras_export.templates import Template
 
@@ -113,7 +113,7 @@ class VersionFolder:
         folder = self._template.folder
         paths = list(self._template.existing())
         for path in ("", *paths):
-            publishing.sweep(f"{folder}/{path}")
+            sweeping.sweep(f"{folder}/{path}")
         stored = self._decoded(self._read())
         found = {path: version for path in paths if (version := self._at(path))}
         self._state.versions |= found
@@ -141,7 +141,7 @@ class VersionFolder:
         """
         self._state.versions[version.path] = version
         folder = self._template.folder
-        with publishing.turn(folder):
+        with locks.turn(folder):
             everything = self._read()
             self._learn(self._decoded(everything), set(self._template.existing()))
             dropped = self._without_place()
@@ -150,10 +150,10 @@ class VersionFolder:
             everything[self._template.tail] = self._encoded()
             # Before anything is deleted: the numbers of what is gone stand nowhere else.
             state = _dumped({"templates": everything})
-            publishing.replace_file(f"{folder}/{STATE_NAME}", state)
+            atomic.replace_file(f"{folder}/{STATE_NAME}", state)
             self._point()
             for gone in dropped:
-                publishing.remove(self.path_of(gone), above=folder)
+                atomic.remove(self.path_of(gone), above=folder)
         return [self.path_of(gone) for gone in dropped]
 
     def _learn(self, other: _State, present: Set[str]) -> None:
@@ -176,7 +176,7 @@ class VersionFolder:
         newest = max(self.kept, key=lambda version: version.number, default=None)
         for name, version in (("latest", newest), ("best", self.best)):
             if version is not None:
-                publishing.point(f"{self._template.folder}-{name}", self.path_of(version))
+                atomic.point(f"{self._template.folder}-{name}", self.path_of(version))
 
     def _without_place(self) -> list[Version]:
         if self._keep_last is None and self._keep_best is None:

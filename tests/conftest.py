@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import random
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 from consumers import Consumers
+from publications import WAYS, use
 
 _SEED = 20
 
@@ -30,6 +32,21 @@ def consumers() -> Iterator[Consumers]:
     """Readers of artifacts in a fresh process, one for each worker of the test run."""
     with Consumers() as readers:
         yield readers
+
+
+@pytest.fixture
+def target(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A path in a folder of its own, so that everything left beside it is seen."""
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models" / "model"
+
+
+@pytest.fixture(params=WAYS)
+def way(
+    request: pytest.FixtureRequest, target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    use(request.param, target, monkeypatch.setattr)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

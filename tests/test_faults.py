@@ -19,7 +19,7 @@ import training_process
 from consumers import assert_same
 from training_process import Trainings, train
 
-from keras_export import publishing, variables
+from keras_export import atomic, publishing, variables
 from keras_export.callbacks import SavedModelCheckpoint
 from keras_export.errors import TargetError
 from keras_export.outcomes import FailedExportWarning
@@ -220,7 +220,7 @@ class ReadOnly:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
             return mkdir(path, *mode)
 
-        self._patch.setattr(publishing.os, "mkdir", refused)
+        self._patch.setattr(os, "mkdir", refused)
 
     def end(self):
         self._patch.undo()
@@ -321,7 +321,7 @@ def test_a_state_that_cannot_be_written_is_told_and_the_version_stays(tmp_path, 
     checkpoint = SavedModelCheckpoint(tmp_path / "{version}", on_error="warn", keep_last=1)
     checkpoint.set_model(model)
     checkpoint.on_train_begin()
-    monkeypatch.setattr(publishing, "replace_file", refused)
+    monkeypatch.setattr(atomic, "replace_file", refused)
     for epoch in range(2):
         checkpoint.on_epoch_end(epoch, {})
     with pytest.warns(FailedExportWarning, match="no place"):

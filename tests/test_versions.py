@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from consumers import ConsumerError, assert_same
 
-from keras_export import publishing
 from keras_export.callbacks import MissingMetricWarning, SavedModelCheckpoint
 from keras_export.errors import ArgumentError
 from keras_export.outcomes import FailedExportWarning
@@ -264,7 +263,7 @@ def test_a_file_points_where_there_are_no_symlinks(tmp_path, model, monkeypatch)
     def refused(source, link, *arguments, **options):
         raise PermissionError(1, "no symlinks here")
 
-    monkeypatch.setattr(publishing.os, "symlink", refused)
+    monkeypatch.setattr(os, "symlink", refused)
     drive(versions(tmp_path / "models", pointers=True), [2.0, 1.0, 3.0], model)
     assert (tmp_path / "models-latest").read_text() == "models/3"
     assert (tmp_path / "models-best").read_text() == "models/2"

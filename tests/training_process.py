@@ -108,7 +108,7 @@ def train(folder: str, epochs: int, seed: int = 0, kill_at: int = 0, **options: 
 
 def _die_before(number: int) -> None:
     """Kills this process before its nth call that changes files."""
-    from keras_export import publishing
+    from keras_export import directories
 
     left = [number]
 
@@ -122,8 +122,8 @@ def _die_before(number: int) -> None:
         return call
 
     for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "link"):
-        setattr(publishing.os, name, counted(getattr(os, name)))
-    publishing._renameat2 = counted(publishing._renameat2)
+        setattr(os, name, counted(getattr(os, name)))
+    directories.renameat2 = counted(directories.renameat2)
 
 
 def main() -> None:
