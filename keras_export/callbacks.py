@@ -9,8 +9,6 @@ not exported. What the writing thread finds out is told on the thread that train
 from __future__ import annotations
 
 import dataclasses
-import errno
-import numbers
 import os
 import time
 import warnings
@@ -21,15 +19,11 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_export import contracts, keras_models, recorded_calls, targets
+from keras_export import callback_arguments as arguments
+from keras_export import contracts, keras_models, recorded_calls, summaries, targets
 from keras_export import tf_internals as tfi
 from keras_export.background import Worker
-from keras_export.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    TargetError,
-    failure,
-)
+from keras_export.batches import BatchCount
 from keras_export.exporter import Exporter, Snapshot
 from keras_export.outcomes import Outcomes
 from keras_export.ranking import Ranking
@@ -37,15 +31,10 @@ from keras_export.reports import ExportReport
 from keras_export.sharing import SharedFiles
 from keras_export.templates import Template, listed
 from keras_export.trainings import TrainingReport
+from keras_export.version_writing import PendingExport, VersionWriter
 from keras_export.versions import Version, VersionFolder
 
 _MONITOR = "val_loss"
-_ATTEMPTS = 10  # how often others may take a version number between our look and our rename
-
-
-_SCALAR = tf.compat.v1.SummaryMetadata()
-_SCALAR.plugin_data.plugin_name = "scalars"
-_SCALAR.data_class = 1  # DATA_CLASS_SCALAR of tensorflow/core/framework/summary.proto
 
 
 class MissingMetricWarning(UserWarning):
@@ -191,16 +180,19 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         warmup: Any = None,
     ):
         super().__init__()
-        _refuse_weights_only(save_weights_only)
-        _check_on_export(on_export)
-        _check_tensorboard(tensorboard)
-        _check_choice("when_busy", when_busy, ("wait", "skip"))
-        _check_choice("on_error", on_error, ("raise", "warn"))
-        self.save_freq = _checked_frequency(save_freq)
+        arguments.refuse_weights_only(save_weights_only)
+        arguments.check_on_export(on_export)
+        arguments.check_tensorboard(tensorboard)
+        arguments.check_choice("when_busy", when_busy, ("wait", "skip"))
+        arguments.check_choice("on_error", on_error, ("raise", "warn"))
+        self.save_freq = arguments.checked_frequency(save_freq)
         self._template = Template(filepath, with_batch=self.save_freq != "epoch")
         self._ranking = Ranking(monitor, mode, initial_value_threshold)
         self._versions = _versions_of(self._template, self._ranking, keep_last, keep_best, pointers)
-        self._locks_signatures, self._verifies = signature_lock, verify
+        self._writer = VersionWriter(
+            self._template, self._versions, locks_signatures=signature_lock
+        )
+        self._verifies = verify
         self._gives_other_outputs = weights is not None or variables_dtype is not None
         self._tensorboard = tensorboard
         self._points = pointers
@@ -228,9 +220,9 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         }
         self._when_busy = when_busy
         self._on_export = on_export
-        self._worker = Worker(_count("max_pending", max_pending)) if background else None
+        self._worker = Worker(arguments.count("max_pending", max_pending)) if background else None
         self._outcomes = Outcomes(on_error)
-        self._batches = _BatchCount()
+        self._batches = BatchCount()
         self._shared = SharedFiles()
         self._must_look_for_frozen = True
         self._exporter: Exporter | None = None
@@ -349,7 +341,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         values = {**metrics, **counts}
         self._template.check(values)
         snapshot = snapshot or self._snapshot()
-        export = _Export(
+        export = PendingExport(
             snapshot,
             self._shared,
             values,
@@ -423,11 +415,11 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
 
     # -- on the thread that writes -----------------------------------------------------------------
 
-    def _finish(self, export: _Export, started: float | None = None) -> None:
+    def _finish(self, export: PendingExport, started: float | None = None) -> None:
         """Writes and publishes an export, and takes note of what came of it."""
         published = False
         try:
-            report, version = self._write(export)
+            report, version = self._writer.write(export)
             published = True
             stall = export.stall_seconds if started is None else time.perf_counter() - started
             self._published(dataclasses.replace(report, stall_seconds=stall), export, version)
@@ -437,49 +429,7 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             if self.save_best_only:
                 self._ranking.settle(export.metrics[self.monitor], exported=published)
 
-    def _write(self, export: _Export) -> tuple[ExportReport, Version]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            number = self._versions.next_number(export.values)
-            export.path = self._template.filled({**export.values, "version": number})
-            place = self._template.relative(export.path)
-            version = Version(place, number, export.epoch, export.batch, export.metrics)
-            try:
-                return self._write_version(export, version), version
-            except TargetError as error:
-                taken = self._template.is_numbered and error.errno == errno.EEXIST
-                if not taken or attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-
-    def _write_version(self, export: _Export, version: Version) -> ExportReport:
-        is_numbered, path = self._template.is_numbered, str(export.path)
-
-        def check(staged: str) -> list[str]:
-            return self._check(staged, path, export.live)
-
-        report = export.snapshot.write(
-            path,
-            exclusive=is_numbered,
-            extras=self._versions.record(version),
-            shared=export.shared,
-            check=check if self._locks_signatures or export.live is not None else None,
-        )
-        return dataclasses.replace(
-            report,
-            version=version.number if is_numbered else None,
-            epoch=export.epoch,
-            batch=export.batch,
-            logs=export.metrics,
-        )
-
-    def _check(self, staged: str, path: str, live: contracts.Probe | None) -> list[str]:
-        """Looks at a version before it is published."""
-        previous = self._versions.newest() if self._locks_signatures else None
-        if previous is not None:
-            contracts.refuse_other_signatures(staged, previous, path)
-        return [] if live is None else contracts.refuse_unsound(staged, path, live)
-
-    def _published(self, report: ExportReport, export: _Export, version: Version) -> None:
+    def _published(self, report: ExportReport, export: PendingExport, version: Version) -> None:
         """Takes note of an export that readers can see now."""
         self.reports.append(report)
         if self.verbose:
@@ -492,68 +442,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
             if self._on_export is not None:
                 self._on_export(report)
         if self._tensorboard is not None:
-            _log(report, self._tensorboard, self.monitor, export.step)
+            summaries.log(report, self._tensorboard, self.monitor, export.step)
         self._outcomes.add_success()
-
-
-@dataclasses.dataclass
-class _Export:
-    """An export on its way: the values of a moment, and what is known of the moment."""
-
-    snapshot: Snapshot
-    shared: SharedFiles
-    values: Mapping[str, float]
-    epoch: int
-    batch: int | None
-    metrics: Mapping[str, float]
-    reason: str
-    step: int
-    live: contracts.Probe | None
-    path: str | None = None
-    stall_seconds: float = 0.0
-
-
-class _BatchCount:
-    """Counts batches of training, over all epochs and in the present one."""
-
-    def __init__(self) -> None:
-        self.total = self.in_epoch = 0
-
-    def begin_epoch(self) -> None:
-        self.in_epoch = 0
-
-    def advance(self, batch: int, steps: int | None) -> None:
-        """Goes on to the end of the batch with the index `batch`, of `steps` if that is known."""
-        # With steps_per_execution, Keras numbers the last execution as if it were a full one.
-        ended = min(batch + 1, steps or batch + 1)
-        if ended <= self.in_epoch:  # a training loop that does not announce its epochs
-            self.in_epoch = 0
-        self.total += ended - self.in_epoch
-        self.in_epoch = ended
-
-
-# -- arguments -------------------------------------------------------------------------------------
-
-
-def _refuse_weights_only(save_weights_only: bool) -> None:
-    if save_weights_only:
-        raise _wrong(
-            "save_weights_only=False",
-            f"save_weights_only={save_weights_only!r}",
-            "A SavedModel holds the graph as well; keras.callbacks.ModelCheckpoint writes weights.",
-        )
-
-
-def _check_on_export(on_export: Any) -> None:
-    if on_export is not None and not callable(on_export):
-        expected, received = "a function of a report", f"on_export={on_export!r}"
-        raise ArgumentTypeError(failure("set up SavedModelCheckpoint", expected, received))
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        expected = f"{name}={' or '.join(map(repr, choices))}"
-        raise _wrong(expected, f"{name}={value!r}")
 
 
 def _versions_of(
@@ -563,49 +453,9 @@ def _versions_of(
     for name, value in {**counts, "pointers": pointers or None}.items():
         if value is not None and template.is_fixed:
             mend = "An export replaces the one before where the path has no placeholder."
-            raise _wrong("a placeholder in filepath", f"{name}={value!r}", mend)
-    kept = {k: None if value is None else _count(k, value) for k, value in counts.items()}
+            raise arguments.wrong("a placeholder in filepath", f"{name}={value!r}", mend)
+    kept = {k: None if value is None else arguments.count(k, value) for k, value in counts.items()}
     return VersionFolder(template, ranking, **kept, pointers=pointers)
-
-
-def _check_tensorboard(writer: Any) -> None:
-    if writer is not None and not hasattr(writer, "as_default"):
-        expected = "a writer of tf.summary.create_file_writer"
-        received = f"tensorboard={writer!r}"
-        raise ArgumentTypeError(failure("set up SavedModelCheckpoint", expected, received))
-
-
-def _log(report: ExportReport, writer: Any, monitor: str, step: int) -> None:
-    values = {
-        "seconds": sum(report.seconds.values()),
-        "stall_seconds": report.stall_seconds,
-        "bytes_written": report.bytes_written,
-        "bytes_shared": report.bytes_shared,
-        monitor: report.logs.get(monitor),
-    }
-    with writer.as_default(step=step):
-        for name, value in values.items():
-            if value is not None:
-                # tf.summary.scalar is a part of TensorBoard, which need not be here.
-                tf.summary.write(f"export/{name}", tf.constant(value, "float32"), metadata=_SCALAR)
-    writer.flush()
-
-
-def _checked_frequency(save_freq: Any) -> Any:
-    if save_freq == "epoch":
-        return save_freq
-    return _count("save_freq", save_freq, "'epoch' or a positive number of batches")
-
-
-def _count(name: str, value: Any, expected: str = "a positive integer") -> int:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 1:
-        raise _wrong(expected, f"{name}={value!r}")
-    return int(value)
-
-
-def _wrong(expected: str, received: str, mend: str = "") -> ArgumentError:
-    return ArgumentError(failure("set up SavedModelCheckpoint", expected, received, mend))
 
 
 def _as_floats(logs: Mapping[str, Any]) -> dict[str, float]:
