@@ -1,8 +1,9 @@
 """Trains in processes that a test may kill at any moment.
 
-`Trainings` keeps a process in reserve that has imported TensorFlow and waits: imports take seconds.
-A training publishes versions whose weights are the value that they are ranked by, so a version that
-is not what it says can be told.
+`Trainings` keeps one process that has imported TensorFlow and forks for each training: imports take
+seconds. It runs no op itself, so no thread of TensorFlow is lost in a fork. A training publishes
+versions whose weights are the value that they are ranked by, so a version that is not what it says
+can be told.
 """
 
 from __future__ import annotations
@@ -10,23 +11,28 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-_TIMEOUT_SECONDS = 60
-_SPARES = 2
+_TIMEOUT_SECONDS = 300
 
 
 class Trainings:
-    """Starts trainings, each in a process of its own that is used once."""
+    """Starts trainings, each in a process of its own, one at a time."""
 
     def __init__(self) -> None:
-        self._spares = [_spare() for _ in range(_SPARES)]
-        self._running: subprocess.Popen[str] | None = None
+        # Unbuffered, for `select` sees nothing of what has been read ahead.
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self._running: int | None = None
 
     def start(self, folder: str | os.PathLike[str], **request: Any) -> int:
         """Starts one and returns its process id.
@@ -34,20 +40,26 @@ class Trainings:
         Args:
             folder: where its versions go.
             **request: `epochs`; `seed` of its values; `kill_at`, the number of the call that
-                changes files before which it dies; all else is for the callback.
+                changes files before which it dies; `traced`, to wait for a tracer first; all else
+                is for the callback.
         """
-        self._running = self._spares.pop(0)
-        self._spares.append(_spare())
-        assert self._running.stdin is not None
-        self._running.stdin.write(json.dumps({"folder": os.fspath(folder), **request}) + "\n")
-        self._running.stdin.flush()
-        return self._running.pid
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps({"folder": os.fspath(folder), **request}).encode())
+        self._server.stdin.write(b"\n")
+        self._running = self._answer()
+        return self._running
 
     def wait(self) -> int:
         """The exit status of the last one, negative for a signal."""
-        assert self._running is not None
-        self._running.communicate(timeout=_TIMEOUT_SECONDS)
-        return self._running.returncode
+        status = self._answer()
+        self._running = None
+        return status
+
+    def _answer(self) -> int:
+        assert self._server.stdout is not None
+        if not select.select([self._server.stdout], [], [], _TIMEOUT_SECONDS)[0]:
+            raise TimeoutError(f"no answer from a training in {_TIMEOUT_SECONDS} seconds")
+        return int(self._server.stdout.readline())
 
     def __enter__(self) -> Trainings:
         return self
@@ -58,14 +70,11 @@ class Trainings:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in (*self._spares, self._running):
-            if process is not None:
-                process.kill()
-                process.communicate()
-
-
-def _spare() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True)
+        if self._running is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._running, signal.SIGKILL)
+        self._server.kill()
+        self._server.communicate()
 
 
 def values_of(seed: int, epochs: int) -> list[float]:
@@ -74,7 +83,14 @@ def values_of(seed: int, epochs: int) -> list[float]:
     return [round(1000 - seed - 0.1 * epoch + noise.random(), 3) for epoch in range(epochs)]
 
 
-def train(folder: str, epochs: int, seed: int = 0, kill_at: int = 0, **options: Any) -> None:
+def train(
+    folder: str,
+    epochs: int,
+    seed: int = 0,
+    kill_at: int = 0,
+    traced: bool = False,
+    **options: Any,
+) -> None:
     """Runs a training in this process.
 
     Each version that it announces is a line `number value` in `<folder>.told`.
@@ -84,6 +100,8 @@ def train(folder: str, epochs: int, seed: int = 0, kill_at: int = 0, **options: 
 
     import keras_export as ke
 
+    if traced:
+        _wait_for_tracer()
     if kill_at:
         _die_before(kill_at)
     values = values_of(seed, epochs)
@@ -126,15 +144,31 @@ def _die_before(number: int) -> None:
     directories.renameat2 = counted(directories.renameat2)
 
 
+def _wait_for_tracer() -> None:
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody traces this training")
+        time.sleep(0.01)
+
+
 def main() -> None:
+    """Forks for each request of standard input; tells the process id and then the exit status."""
     import keras  # noqa: F401
 
     import keras_export.callbacks  # noqa: F401
 
-    line = sys.argv[1] if len(sys.argv) > 1 else sys.stdin.readline()
-    if not line:
-        return
-    request = json.loads(line)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _run(json.loads(line))
+            return
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _run(request: dict[str, Any]) -> None:
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the other is for the answers
     try:
         train(**request)
     except BaseException as error:
