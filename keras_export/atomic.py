@@ -104,7 +104,8 @@ def remove(path: str | os.PathLike[str], *, above: str | os.PathLike[str]) -> No
                 targets.gfile().rmtree(target)
             return
         parent, name = os.path.split(target)
-        with suppress(FileNotFoundError), locks.container(parent) as container:
+        place = above if directories.can_rename(above, target) else parent
+        with suppress(FileNotFoundError), locks.container(place) as container:
             os.rename(target, os.path.join(container, name))
         while parent.startswith(f"{above}/"):
             try:

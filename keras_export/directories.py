@@ -38,6 +38,22 @@ def make_folders(folder: str, made: list[str]) -> None:
             made.append(folder)
 
 
+def missing_between(above: str, path: str) -> list[str]:
+    """The folders below `above` and above `path` that do not exist, the topmost first."""
+    folder, missing = os.path.dirname(path), []
+    while folder != above and not os.path.lexists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    return missing[::-1]
+
+
+def can_rename(above: str, path: str) -> bool:
+    """Whether `path` is below `above` and, as far as both exist, on the same file system."""
+    folder = os.path.dirname(path)
+    devices = {os.stat(targets.nearest(x)[0]).st_dev for x in (above, folder)}
+    return os.path.commonpath((above, folder)) == above and len(devices) == 1
+
+
 def ours_in(folder: str) -> frozenset[str]:
     """What belongs to the artifact in a folder; in any other folder everything is foreign."""
     present = any(os.path.lexists(os.path.join(folder, name)) for name in MODEL_FILES)
@@ -161,6 +177,15 @@ def sync_tree(top: str) -> None:
                 sync(path)
     for folder in reversed(folders):
         sync(folder)
+
+
+def sync_folders(top: str, folder: str) -> None:
+    """Makes the lists of a folder's entries and of those above it up to `top` durable."""
+    while True:
+        sync(folder)
+        if folder == top:
+            return
+        folder = os.path.dirname(folder)
 
 
 def sync(path: str) -> None:

@@ -338,6 +338,7 @@ class Snapshot:
         extras: Mapping[str, bytes] | None = None,
         shared: SharedFiles | None = None,
         check: Callable[[str], Sequence[str]] | None = None,
+        above: str | os.PathLike[str] | None = None,
     ) -> ExportReport:
         """Writes the artifact and publishes it in one step.
 
@@ -350,6 +351,7 @@ class Snapshot:
                 same; from one thread at a time.
             check: is called with the path of the complete artifact before it is published, and
                 returns notes for the report; what it raises keeps the artifact from that.
+            above: a folder above the target that holds the artifact until it is published.
 
         Returns:
             What was written.
@@ -366,6 +368,7 @@ class Snapshot:
             extras=extras,
             shared=shared,
             check=check,
+            above=above,
         )
 
     def _write(
@@ -377,6 +380,7 @@ class Snapshot:
         extras: Mapping[str, bytes] | None = None,
         shared: SharedFiles | None = None,
         check: Callable[[str], Sequence[str]] | None = None,
+        above: str | os.PathLike[str] | None = None,
         early: early_writing.EarlyBundle | None = None,
     ) -> ExportReport:
         chosen = self._warmup if warmup is None else warmup
@@ -386,7 +390,7 @@ class Snapshot:
         staged = None if early is None else early.take(self._plan.checkpoint, self._values)
         values = self._values if staged is None else None
         with contextlib.ExitStack() as stack:
-            staging = staged or stack.enter_context(publishing.stage(export_dir))
+            staging = staged or stack.enter_context(publishing.stage(export_dir, above=above))
             with targets.explained(staging.target):
                 files = _write_files(self._plan, values, staging.path, extras or {}, shared)
             if self._target is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,18 +26,24 @@ from keras_export.remote_staging import RemoteStaging
 from keras_export.staging import LocalStaging, Staging
 
 _CHANGED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+_TREE = "tree"  # what is missing above the target, with the target in it
 # EBUSY: a mount. EXDEV: a directory from a lower layer of an overlay, as in a container image.
 _IMMOVABLE = (*targets.UNWRITABLE, errno.EBUSY, errno.EXDEV)
 
 
 @contextmanager
-def stage(export_dir: str | os.PathLike[str]) -> Iterator[Staging]:
+def stage(
+    export_dir: str | os.PathLike[str], *, above: str | os.PathLike[str] | None = None
+) -> Iterator[Staging]:
     """Yields a directory to write an export into; without a commit, nothing of it stays.
 
     What killed processes left beside the target is swept first. Errors of the body pass through.
 
     Args:
         export_dir: as in `check_target`.
+        above: a folder above the target to stage in, where a rename from there is possible; the
+            folder of the target by default. What is missing between the two appears together with
+            the target, in the same step.
 
     Raises:
         TargetError: no directory can be made there. Nothing is left behind.
@@ -51,23 +58,29 @@ def stage(export_dir: str | os.PathLike[str]) -> Iterator[Staging]:
     """
     target = targets.check_target(export_dir)
     with targets.explained(target):
+        place = None if above is None else targets.resolved(above)
         remote = targets.is_remote(target)
-        staging = RemoteStaging(target) if remote else _open(os.path.realpath(target))
+        staging = RemoteStaging(target, place) if remote else _open(target, place)
     try:
         yield staging
     finally:
         staging.discard()
 
 
-def _open(target: str) -> Staging:
+def _open(path: str, above: str | None) -> Staging:
+    target = os.path.realpath(path)
     exists, parent = os.path.isdir(target), os.path.dirname(target)
-    for folder in (parent, target):
+    places = [parent]
+    if above is not None and directories.can_rename(above, target):
+        places = list(dict.fromkeys((above, parent)))
+    for folder in (*places, target):
         sweeping.sweep(folder)
-    if not (exists and _must_stay(target)):
+    for place in places if not (exists and _must_stay(target)) else ():
         try:
-            return _Sibling(target, parent)
+            return _Sibling(target, place)
         except OSError as error:
-            if not exists or error.errno not in targets.UNWRITABLE:
+            is_last = place == parent and not exists
+            if is_last or error.errno not in targets.UNWRITABLE:
                 raise
     return _Inside(target, target)
 
@@ -80,7 +93,7 @@ def _must_stay(target: str) -> bool:
 
 
 class _Sibling(LocalStaging):
-    """Staging beside the target, published with one rename or exchange."""
+    """Staging beside the target or further above, published with one rename or exchange."""
 
     def _publish(self, exclusive: bool) -> None:
         try:
@@ -99,15 +112,36 @@ class _Sibling(LocalStaging):
         for attempt in range(1, targets.ATTEMPTS + 1):
             try:
                 if exclusive or not os.path.lexists(self.target):
-                    return directories.rename_new(self.path, self.target)
+                    return self._put_new()
                 return self._replace()
             except OSError as error:
                 if exclusive and os.path.lexists(self.target):
                     raise targets.taken(self.target) from error
                 changed = error.errno in _CHANGED and attempt < targets.ATTEMPTS
-                if self._published or exclusive or not changed:
+                if self._published or not changed:
                     raise
                 sweeping.restore(self._container)
+
+    def _put_new(self) -> None:
+        missing = directories.missing_between(os.path.dirname(self._container), self.target)
+        if not missing:
+            directories.rename_new(self.path, self.target)
+            return
+        top = os.path.join(self._container, _TREE)
+        inner = os.path.join(top, os.path.relpath(self.target, missing[0]))
+        with suppress(FileExistsError):  # of an attempt before
+            os.mkdir(top)
+        os.makedirs(os.path.dirname(inner), exist_ok=True)
+        os.rename(self.path, inner)
+        try:
+            directories.sync_folders(top, os.path.dirname(inner))
+            directories.rename_new(top, missing[0])
+        finally:
+            if os.path.lexists(inner):  # it failed, and the next attempt may find the folders
+                os.rename(inner, self.path)
+                shutil.rmtree(top)
+            else:
+                self._folders += missing
 
     def _replace(self) -> None:
         if not stat.S_ISDIR(os.lstat(self.target).st_mode):
@@ -124,7 +158,8 @@ class _Sibling(LocalStaging):
             self._carry_again(self.path)
 
     def _replace_in_two_steps(self) -> None:
-        aside = os.path.join(self._container, sweeping.WHOLE, os.path.basename(self.target))
+        name = sweeping.name_of_whole(self.target, os.path.dirname(self._container))
+        aside = os.path.join(self._container, sweeping.WHOLE, name)
         with locks.local_turn(os.path.dirname(self.target)):
             os.rename(self.target, aside)
             os.rename(self.path, self.target)

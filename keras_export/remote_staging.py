@@ -17,11 +17,12 @@ from keras_export.staging import Publication, Staging
 class RemoteStaging(Staging):
     """Staging through `tf.io.gfile`, which promises no renaming of directories."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, above: str | None = None) -> None:
         self._gfile = targets.gfile()
         self.target = target
         parent = target.rpartition("/")[0]
-        place = target if parent.endswith("/") else parent  # a bucket has no siblings
+        # A bucket has no siblings.
+        place = above or (target if parent.endswith("/") else parent)
         self.path = f"{place}/{locks.container_name()}"
         self._folders = self._missing(place)
         self._gfile.makedirs(self.path)

@@ -5,7 +5,7 @@ and not replaced is put back first, and a directory whose process lives is left 
 
     .keras_export-<pid>-<random>/    locked as long as its process lives; its folder is "the place"
         new/      what the caller writes; gone or replaced by the old target when all is done
-        whole/    the old target, between two renames
+        whole/    the old target, between two renames; its path from the place, `/` as `%2F`
         parts/    entries of the place that have been replaced one by one
         fresh/    an empty directory for each entry that the place did not have
 """
@@ -78,7 +78,7 @@ def restore(container: str) -> None:
     if not os.path.lexists(os.path.join(container, NEW)):
         return
     for aside, target in _moved(container, WHOLE):
-        _restore_whole(aside, target)
+        _restore_whole(aside, _path_of_whole(target))
     for marker, target in _moved(container, FRESH):
         directories.delete(target)
         os.rmdir(marker)
@@ -86,6 +86,16 @@ def restore(container: str) -> None:
         if targets.is_folder(aside) or targets.is_folder(target):
             directories.delete(target)
         os.replace(aside, target)
+
+
+def name_of_whole(target: str, place: str) -> str:
+    """What a target is called while it is moved away."""
+    return os.path.relpath(target, place).replace("%", "%25").replace("/", "%2F")
+
+
+def _path_of_whole(named: str) -> str:
+    place, name = os.path.split(named)
+    return os.path.join(place, name.replace("%2F", "/").replace("%25", "%"))
 
 
 def _restore_whole(aside: str, target: str) -> None:

@@ -117,34 +117,34 @@ def _check_local(path: str) -> None:
 
 
 def _check_place(path: str, target: str) -> None:
-    nearest, mode = _nearest(target)
+    existing, mode = nearest(target)
     if not stat.S_ISDIR(mode):
-        raise not_a_folder(path, nearest)
+        raise not_a_folder(path, existing)
     code = 0
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+    if not os.access(existing, os.W_OK | os.X_OK):
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES
-    elif max(map(len, os.fsencode(target).split(b"/"))) > os.pathconf(nearest, "PC_NAME_MAX"):
+    elif max(map(len, os.fsencode(target).split(b"/"))) > os.pathconf(existing, "PC_NAME_MAX"):
         code = errno.ENAMETOOLONG
     if code:
-        raise OSError(code, os.strerror(code), nearest)
+        raise OSError(code, os.strerror(code), existing)
 
 
-def _nearest(path: str) -> tuple[str, int]:
+def nearest(path: str) -> tuple[str, int]:
     """The path, or the first above it that exists, and its mode."""
     try:
         return path, os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return _nearest(os.path.dirname(path))
+        return nearest(os.path.dirname(path))
 
 
 def _check_remote(path: str) -> None:
     files = gfile()
-    nearest = path
-    while not nearest.endswith("/") and not files.exists(nearest):
-        nearest = nearest.rpartition("/")[0]
-    if not nearest.endswith("/") and not files.isdir(nearest):
-        raise not_a_folder(path, nearest)
+    existing = path
+    while not existing.endswith("/") and not files.exists(existing):
+        existing = existing.rpartition("/")[0]
+    if not existing.endswith("/") and not files.isdir(existing):
+        raise not_a_folder(path, existing)
 
 
 def is_folder(path: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_export import locks
 from keras_export.errors import ArgumentError, ArgumentTypeError, failure
 
 _SETTING_UP = "set up SavedModelCheckpoint"
@@ -177,7 +178,8 @@ def folder_of(path: str) -> str:
 def _names_in(folder: str) -> list[str]:
     # A folder that may not be listed: to write exclusively finds a number that is taken, too.
     with suppress(tf.errors.OpError):
-        return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+        names = [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+        return [name for name in names if not name.startswith(locks.PREFIX)]
     return []
 
 

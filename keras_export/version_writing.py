@@ -96,6 +96,7 @@ class VersionWriter:
             exclusive=is_numbered,
             extras=self._versions.record(version),
             shared=export.shared,
+            above=self._template.folder,
             check=check if self._locks_signatures or export.live is not None else None,
         )
         return dataclasses.replace(

@@ -355,6 +355,77 @@ def test_the_directory_in_which_the_process_stands_is_not_pulled_away(
     assert tree(".") == tree(target) == artifact("new")
 
 
+# -- staged further above --------------------------------------------------------------------------
+
+
+def export_below(target: pathlib.Path, text: str, above: pathlib.Path) -> None:
+    with stage(target, above=above) as staging:
+        assert os.path.dirname(os.path.dirname(staging.path)) == str(above)
+        fill(staging.path, artifact(text))
+        staging.commit()
+
+
+def test_folders_that_are_missing_appear_with_the_target_in_one_step(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def look(path: str, new: str, flags: int) -> None:
+        seen.append(sorted(tree(target)))
+        real(path, new, flags)
+        seen.append(sorted(tree(target)))
+
+    real = directories.renameat2
+    monkeypatch.setattr(directories, "renameat2", look)
+    export_below(target / "1" / "model", "new", target.parent)
+    whole = sorted(f"1/model/{name}" for name in artifact("new"))
+    assert seen == [[], whole]
+    assert os.listdir(target.parent) == ["model"]
+
+
+def test_folders_that_appear_meanwhile_are_used(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appear(*arguments: Any) -> Any:
+        fill(target, {"1/theirs": "foreign"})
+        return real(*arguments)
+
+    real = directories.rename_new
+    monkeypatch.setattr(directories, "rename_new", appear)
+    export_below(target / "1" / "model", "new", target)
+    expected = {f"1/model/{name}": text for name, text in artifact("new").items()}
+    assert tree(target) == {"1/theirs": "foreign"} | expected
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_what_is_there_already_is_replaced_from_above(
+    target: pathlib.Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(way, target, monkeypatch.setattr)
+    fill(target / "1" / "100%", artifact("old") | FOREIGN)
+    export_below(target / "1" / "100%", "new", target)
+    assert tree(target / "1" / "100%") == artifact("new") | FOREIGN
+    assert os.listdir(target) == ["1"]
+
+
+def test_where_a_rename_is_impossible_staging_stays_beside_the_target(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directories, "can_rename", lambda above, path: False)
+    with stage(target / "1" / "model", above=target) as staging:
+        assert os.path.dirname(os.path.dirname(staging.path)) == str(target / "1")
+        fill(staging.path, artifact("new"))
+        staging.commit()
+    assert tree(target / "1" / "model") == artifact("new")
+
+
+def test_a_folder_that_is_not_above_the_target_is_not_used(target: pathlib.Path) -> None:
+    elsewhere = target.parent.parent / "elsewhere"
+    with stage(target, above=elsewhere) as staging:
+        assert staging.path.startswith(f"{target.parent}/.keras_export-")
+    assert not elsewhere.exists()
+
+
 # -- others at the same path -----------------------------------------------------------------------
 
 

@@ -114,8 +114,10 @@ class Saboteur:
         for (module, name), real in zip(_CALLS, self._real, strict=True):
             setattr(module, name, real)
 
-    def export(self, target: str | os.PathLike[str], text: str) -> None:
-        with self, stage(target) as staging:
+    def export(
+        self, target: str | os.PathLike[str], text: str, above: pathlib.Path | None = None
+    ) -> None:
+        with self, stage(target, above=above) as staging:
             self.__exit__()
             fill(staging.path, artifact(text))
             self.__enter__()
@@ -165,6 +167,32 @@ def test_whichever_call_fails_the_target_is_old_or_new_and_nothing_else_stays(
         if saboteur.left > 0:
             break
     assert n > 15
+
+
+@pytest.mark.parametrize("old", [artifact("old") | FOREIGN, {}], ids=["replaced", "new"])
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_whichever_call_fails_what_was_staged_above_leaves_nothing(
+    target: pathlib.Path, way: str, old: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(way, target, monkeypatch.setattr)
+    model, new = target / "1" / "model", artifact("new") | (FOREIGN if old else {})
+    for n in itertools.count(1):
+        target.mkdir()
+        fill(model, old)
+        saboteur = Saboteur(n, strike_io_error)
+        try:
+            saboteur.export(model, "new", above=target)
+            expected = new
+            sweep(target)  # of what could not be deleted
+            sweep(target / "1")
+        except TargetError:
+            expected = old
+        assert tree(target) == {f"1/model/{name}": text for name, text in expected.items()}, n
+        assert expected or not (target / "1").exists(), n
+        shutil.rmtree(target)
+        if saboteur.left > 0:
+            break
+    assert n > 12
 
 
 def kill_everywhere(way: str, target: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Versions are numbered, ranked and retired right, whatever ended the runs before."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,12 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from consumers import ConsumerError, assert_same
 
+from keras_export import publishing
 from keras_export.callbacks import MissingMetricWarning, SavedModelCheckpoint
 from keras_export.errors import ArgumentError
 from keras_export.outcomes import FailedExportWarning
@@ -206,6 +209,40 @@ def test_a_reader_that_polls_during_a_hundred_exports_never_fails_to_load(
     tmp_path, model, consumers
 ):
     poll_while_exporting(tmp_path, 100, model, consumers)
+
+
+def test_a_version_above_the_model_appears_with_the_model_and_goes_with_it(tmp_path, model):
+    done, torn = threading.Event(), []
+
+    def poll():
+        while not done.is_set():
+            for name in filter(str.isdigit, os.listdir(tmp_path)):
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.listdir(tmp_path / name)
+                    if found not in (["model"], []):  # empty: on its way out
+                        torn.append((name, found))
+
+    reader = threading.Thread(target=poll)
+    reader.start()
+    checkpoint = SavedModelCheckpoint(tmp_path / "{version}" / "model", keep_last=2)
+    try:
+        drive(checkpoint, [1.0] * 20, model)
+    finally:
+        done.set()
+        reader.join()
+    assert torn == []
+    assert names_in(tmp_path) == ["19", "20"]
+    assert set(os.listdir(tmp_path / "20" / "model")) == FILES
+
+
+def test_a_version_above_the_model_is_staged_in_the_folder_of_the_versions(tmp_path, model):
+    with publishing.stage(tmp_path / "7" / "model", above=tmp_path) as staging:
+        assert os.listdir(tmp_path) == [Path(staging.path).parts[-2]]
+        checkpoint = SavedModelCheckpoint(tmp_path / "{version}" / "model")
+        drive(checkpoint, [1.0], model)
+        assert [report.version for report in checkpoint.reports] == [1]
+        assert os.path.isdir(staging.path)
+    assert names_in(tmp_path) == ["1"]
 
 
 # --- Pointers -------------------------------------------------------------------------------------
