@@ -57,7 +57,8 @@ def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
         raise ArgumentError(
             failure(
                 "read input_signature",
-                f"at most {len(names)} specs, one for each positional argument of {fn!r}",
+                f"at most {len(names)} specs, one for each positional argument of "
+                f"{getattr(fn, '__qualname__', fn)}",
                 f"{count}",
                 "Nest the specs of one argument as the argument is.",
             )
@@ -78,7 +79,8 @@ def named_argument(name: str, specs: Any, notes: list[str]) -> Argument:
         f"the input {raw!r} is called {mapped!r}: only letters, digits and _ are kept"
         for raw, mapped in flat.mapped.items()
     )
-    return Argument(name, specs, tuple(leaf_name for leaf_name, _ in flat))
+    names = tuple(_argument_name(leaf_name, notes) for leaf_name, _ in flat)
+    return Argument(name, specs, names)
 
 
 def given_argument(name: str, given: Any, notes: list[str]) -> Argument:
@@ -107,6 +109,13 @@ def graph_name_of(name: str, kind: str, notes: list[str]) -> str:
         notes.append(
             f"the {kind} {name!r} is called {mapped!r}: only letters, digits and _ are kept"
         )
+    return _argument_name(mapped, notes) if kind == "input" else mapped
+
+
+def _argument_name(name: str, notes: list[str]) -> str:
+    mapped = structures.argument_name(name)
+    if mapped != name:
+        notes.append(f"the input {name!r} is called {mapped!r}: Python has a meaning for {name!r}")
     return mapped
 
 

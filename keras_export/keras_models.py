@@ -7,6 +7,7 @@ changed.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from keras_export.errors import (
 )
 from keras_export.forward_traces import Argument, Forward, refuse_duplicates
 from keras_export.input_specs import (
+    argument_names,
     given_argument,
     graph_name_of,
     named_argument,
@@ -132,12 +134,26 @@ def forward_of(
 def _inference_call(model: Any, arguments: Sequence[Argument]) -> Callable[..., Any]:
     """Calls the model with its arguments by position as far as they are the first ones."""
     names = [argument.name for argument in arguments]
-    same = [x == y for x, y in zip(names, parameters_of(model), strict=False)]
+    parameters = inspect.signature(model.call).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    takes_any = inspect.Parameter.VAR_POSITIONAL in kinds.values()
+    order = argument_names(model.call, len(names)) if takes_any else parameters_of(model)
+    same = [x == y for x, y in zip(names, order, strict=False)]
     leading = max(1, (*same, False).index(False))
 
     def call(*args: Any) -> Any:
-        keywords = dict(zip(names[leading:], args[leading:], strict=False))
-        return model(*args[:leading], **keywords, training=False)
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        for index, (name, value) in enumerate(zip(names, args, strict=False)):
+            if kinds.get(name) is inspect.Parameter.VAR_POSITIONAL:
+                positional += value
+            elif kinds.get(name) is inspect.Parameter.VAR_KEYWORD:
+                keywords |= value
+            elif index < leading:
+                positional.append(value)
+            else:
+                keywords[name] = value
+        return model(*positional, **keywords, training=False)
 
     return call
 
@@ -411,12 +427,14 @@ def _shapes_to_specs(shape: Any, dtype: str) -> Any:
 
 
 def _never_called(model: Any) -> str:
+    was_called = getattr(model, "_called", False)
+    state = "of whose calls Keras recorded nothing" if was_called else "that was never called"
     return failure(
         f"export the model {model.name!r}",
         "a model that was called, or an input_signature",
-        f"a {type(model).__name__} that was never called",
-        "Call it once on a batch, or say what it takes: `export(model, path, "
-        "input_signature=[tf.TensorSpec([None, 32], tf.float32, name='x')])`.",
+        f"a {type(model).__name__} {state}",
+        f"{'Say' if was_called else 'Call it once on a batch, or say'} what it takes: "
+        "`export(model, path, input_signature=[tf.TensorSpec([None, 32], tf.float32, name='x')])`.",
     )
 
 
@@ -441,7 +459,8 @@ def _given_arguments(
     model: Any, symbolic: Any, input_signature: Any
 ) -> tuple[tuple[Argument, ...], list[str]]:
     per_argument = _per_argument(symbolic, input_signature)
-    parameters = ["inputs"] if symbolic is not None else parameters_of(model)
+    count = len(per_argument)
+    parameters = ["inputs"] if symbolic is not None else argument_names(model.call, count)
     arguments: list[Argument] = []
     notes: list[str] = []
     for position, given in enumerate(per_argument):

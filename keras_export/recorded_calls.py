@@ -87,8 +87,14 @@ def not_recording() -> Iterator[None]:
 
 
 def _without_context(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what Keras adds of its own, unless `call` names it."""
     parameters = inspect.signature(model.call).parameters
-    return {name: value for name, value in kwargs.items() if name in parameters}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if name in parameters or (takes_all and name not in ("training", "mask"))
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,6 +269,13 @@ def _defaults(function: Any, concrete: Any) -> dict[int, Any]:
 
 
 def _valid(name: str, key: str, notes: list[str]) -> str:
+    if structures.argument_name(name) != name:
+        mapped = structures.argument_name(name)
+        notes.append(
+            f"signature {key!r}: the input {name!r} is called {mapped!r}, since Python has a "
+            f"meaning for {name!r}"
+        )
+        return mapped
     if _VALID_NAME.match(name):
         return name
     mapped = re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)
@@ -339,7 +347,12 @@ def _not_flat(structure: Any, name: str, value: Any, what: str) -> str:
             "Return a tensor, a list of tensors, or a dict from names to tensors.",
         )
     flat = [x for x in tf.nest.flatten(structure) if isinstance(x, tf.TypeSpec)]
-    example = ", ".join(f"'output_{index}': ..." for index in range(max(len(flat), 1)))
+    names = [f"output_{index}" for index in range(max(len(flat), 1))]
+    if isinstance(structure, Mapping) and flat:
+        with suppress(SignatureError):  # two of one name: they stay numbered
+            named = structures.flat_names(structure, "output")
+            names = [name for name, leaf in named if isinstance(leaf, tf.TypeSpec)]
+    example = ", ".join(f"{name!r}: ..." for name in names)
     return failure(
         f"export {what}",
         "a tensor, a flat list of tensors, or a dict from names to tensors",

@@ -9,6 +9,7 @@ TensorFlow's own, and whatever TensorFlow can encode is encoded here.
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import re
 import reprlib
 import warnings
@@ -439,6 +440,24 @@ def graph_name(text: str) -> str:
         'user_id_gr__e'
     """
     return _NOT_IN_NAMES.sub("_", text) or "_"
+
+
+def argument_name(text: str) -> str:
+    """A name that Python's loader accepts, too: a signature that is loaded is a Python function.
+
+    Args:
+        text: a name that `graph_name` gave.
+
+    Returns:
+        The text, with `_` behind a keyword of Python and behind `self`, by which TensorFlow's
+        functions call themselves.
+
+    Example:
+        >>> from keras_export import structures
+        >>> structures.argument_name("in")
+        'in_'
+    """
+    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
 
 
 def flat_names(structure: Any, prefix: str) -> FlatNames:

@@ -155,14 +155,20 @@ def test_a_kill_at_each_system_call_loses_nothing(tmp_path, trainings, consumers
     options = {"save_best_only": True, "keep_best": 1, "background": False}
     for number in range(1, 200):
         shutil.rmtree(folder, ignore_errors=True)
-        Path(f"{folder}.told").unlink(missing_ok=True)
+        for ending in ("told", "traced"):
+            Path(f"{folder}.{ending}").unlink(missing_ok=True)
         folder.mkdir()
         child = trainings.start(folder, epochs=3, traced=True, **options)
         inject = f"inject=?{call}:signal=KILL:when={number}"
-        strace = ["strace", "-f", "-q", "-o", "/dev/null", "-e", inject, "-p", str(child)]
-        tracer = subprocess.Popen([*strace, "-e", f"trace=?{call}"])
+        strace = ["strace", "-f", "-o", "/dev/null", "-e", inject, "-p", str(child)]
+        tracer = subprocess.Popen(
+            [*strace, "-e", f"trace=?{call}"], stderr=subprocess.PIPE, text=True
+        )
+        assert "attached" in tracer.stderr.readline()  # else the first calls would not count
+        Path(f"{folder}.traced").touch()
         status = trainings.wait()
-        assert tracer.wait() == 0
+        tracer.communicate()
+        assert tracer.returncode == 0
         if status == 0:
             break
         assert status == -signal.SIGKILL, Path(f"{folder}.error").read_text()

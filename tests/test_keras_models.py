@@ -159,6 +159,61 @@ def test_the_second_output_of_a_layer_takes_no_other_layers_name(tmp_path: Path)
         assert_same(found[name].numpy(), value.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_arguments_of_any_name_are_called_by_it(tmp_path: Path, consumers: Consumers) -> None:
+    class Scaled(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = dense(1)
+            self.dense.build((None, 2))
+
+        def call(self, x: Any, *, offset: Any, **others: Any) -> Any:
+            return self.dense(x) * others["scale"] + offset
+
+    model, x = ke.with_export(Scaled()), np.float32([[1, 2], [3, 4]])
+    values = {"scale": np.float32([[2], [3]]), "offset": np.float32([[1], [0]])}
+    expected = model(x, **values)
+    report = ke.export(model, tmp_path)
+    assert signature(report) == (
+        "(offset: float32[?, 1], scale: float32[?, 1], x: float32[?, 2])"
+        " -> (output_0: float32[?, 1])"
+    )
+    check(consumers, tmp_path, {"x": x, **values}, {"output_0": expected})
+
+
+def test_more_specs_than_arguments_are_refused(tmp_path: Path) -> None:
+    class Twice(keras.Model):
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    with pytest.raises(ArgumentError, match=r"at most 1 specs.*Twice\.call, received 2"):
+        ke.export(Twice(), tmp_path / "m", input_signature=[tf.TensorSpec([None])] * 2)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_layer_whose_calls_nobody_recorded_is_told_apart(tmp_path: Path) -> None:
+    ke.export(keras.Sequential([keras.Input((2,), name="x"), dense(1)]), tmp_path / "model")
+    layer = keras.layers.TFSMLayer(tmp_path / "model", call_endpoint="serve")
+    layer(np.ones((1, 2), "f4"))
+    with pytest.raises(ArgumentError, match="a TFSMLayer of whose calls Keras recorded nothing"):
+        ke.export(layer, tmp_path / "again")
+    ke.export(layer, tmp_path / "again", input_signature=[tf.TensorSpec([None, 2])])
+
+
+@pytest.mark.parametrize("name", ["in", "lambda", "self"])
+def test_an_input_that_python_cannot_name_gets_another_name(
+    name: str, tmp_path: Path, consumers: Consumers
+) -> None:
+    x = keras.Input((2,), name=name)
+    model = keras.Model(x, dense(1, "class")(x))
+    report = ke.export(model, tmp_path)
+    assert signature(report) == f"({name}_: float32[?, 2]) -> (class: float32[?, 1])"
+    assert f"the input {name!r} is called '{name}_': Python has a meaning for {name!r}" in (
+        report.notes
+    )
+    value = np.ones([1, 2], "f4")
+    check(consumers, tmp_path, {f"{name}_": value}, {"class": model(value)})
+
+
 def test_a_clash_after_mapping_is_refused(tmp_path: Path) -> None:
     x = keras.Input((2,), name="x")
     model = keras.Model(x, {"a b": dense(1)(x), "a-b": dense(1)(x)})

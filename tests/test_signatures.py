@@ -275,6 +275,9 @@ def test_outputs_are_named(result: Any, expected: list[str]) -> None:
         (lambda x: [x, None], "output_1=None"),
         (lambda x: [x, [x]], "Return a flat dict: {'output_0': ..., 'output_1': ...}."),
         (lambda x: {"a": {"b": x}}, "a={'b': TensorSpec("),
+        (lambda x: {"a": {"b": x}, "c": [x]}, "Return a flat dict: {'a_b': ..., 'c_0': ...}."),
+        (lambda x: {"y": x, "aux": None}, "Return a flat dict: {'y': ...}."),
+        (lambda x: {"a": {"b": x}, "a_b": x}, "{'output_0': ..., 'output_1': ...}."),
         (lambda x: {1: x}, "a dict of outputs with keys of type str, received key=1 (int)"),
         (lambda x: [], ""),
     ],
@@ -285,6 +288,16 @@ def test_outputs_that_are_no_flat_tensors_are_refused(result: Any, words: str) -
             outputs(result)
     else:
         assert outputs(result) == {}
+
+
+def test_an_input_that_python_cannot_name_is_mapped(tmp_path: Path, consumers: Consumers) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec([None], tf.float32, name="in")
+    module.f = tf.function(lambda x: 2.0 * x, input_signature=[spec])
+    report = ke.save(module, tmp_path, signatures=module.f)
+    assert any("the input 'in' is called 'in_'" in note for note in report.notes)
+    found = consumers.everywhere(tmp_path, in_=np.float32([1, 2]))
+    assert_same(found, {"output_0": np.float32([2, 4])})
 
 
 def test_eleven_outputs_keep_their_order(tmp_path: Path, consumers: Consumers) -> None:

@@ -156,6 +156,65 @@ def functional_invalid_identifiers() -> Any:
     return keras.Model({"my-input.1": first, "a b": second}, outputs)
 
 
+@kind("lambda_: float32[?, 4] -> class: float32[?, 2]", lambda: (floats(3, 4),))
+def functional_keyword_of_python() -> Any:
+    wavelength = keras.Input((4,), name="lambda")
+    return keras.Model(wavelength, layers.Dense(2, name="class")(wavelength))
+
+
+class Scaled(keras.Model):
+    """Functional, with a step of training, methods and state of its own."""
+
+    def __init__(self) -> None:
+        x = keras.Input((4,), name="x")
+        h = layers.Dense(3, "relu", name="h")(x)
+        super().__init__(x, {"features": h, "score": layers.Dense(1)(h)})
+        self.seen = tf.Variable(0)
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self(x, training=True)["score"] - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.seen.assign_add(1)
+        return {"loss": loss}
+
+    def features(self, x: Any) -> Any:
+        return self(x)["features"]
+
+
+@kind(
+    "x: float32[?, 4] -> features: float32[?, 3], score: float32[?, 1]",
+    lambda: (floats(3, 4),),
+)
+def functional_with_its_own_training() -> Any:
+    model = Scaled()
+    model.compile("sgd")
+    model.fit(floats(4, 4), floats(4, 1), verbose=0)
+    return model
+
+
+@kind("x: float32[?, 4] -> y: float32[?, 2]", lambda: (floats(3, 4),))
+def functional_around_an_artifact() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(_Doubling(), folder)
+        artifact = layers.TFSMLayer(folder, call_endpoint="serving_default")
+    x = keras.Input((4,), name="x")
+    doubled = artifact(x)["doubled"]
+    return keras.Model(x, layers.Dense(2, name="y")(doubled))
+
+
+class _Doubling(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = tf.Variable(2.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def serve(self, x: Any) -> Any:
+        return {"doubled": self.factor * x}
+
+
 @kind(
     "image: float32[?, ?, ?, 3] -> pooled: float32[?, 4]",
     lambda: (floats(2, 9, 7, 3),),
@@ -280,6 +339,27 @@ def subclassed_several_arguments() -> Any:
 )
 def subclassed_optional_argument() -> Any:
     return Interaction()
+
+
+class Sum(keras.Model):
+    """Takes as many tensors as it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = layers.Dense(2)
+        self.dense.build((None, 4))  # Keras cannot build what takes any number of tensors
+
+    def call(self, *parts: Any) -> Any:
+        return self.dense(sum(parts))
+
+
+@kind(
+    "parts_0: float32[?, 4], parts_1: float32[?, 4] -> output_0: float32[?, 2]",
+    lambda: (floats(3, 4), floats(3, 4)),
+    called=True,
+)
+def subclassed_any_number_of_arguments() -> Any:
+    return Sum()
 
 
 class Prices(keras.Model):

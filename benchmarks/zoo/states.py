@@ -119,6 +119,14 @@ def time_distributed() -> Any:
     return _recurrent(layers.TimeDistributed(layers.Dense(4), name="y"))
 
 
+@kind("frames: float32[?, 4, 6, 6, 1] -> y: float32[?, 3]", lambda: (floats(2, 4, 6, 6, 1),))
+def time_distributed_sequential() -> Any:
+    frames = keras.Input((4, 6, 6, 1), name="frames")
+    steps = [layers.Conv2D(2, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten()]
+    x = layers.TimeDistributed(keras.Sequential(steps))(frames)
+    return keras.Model(frames, layers.LSTM(3, name="y")(x))
+
+
 @kind(
     "x: float32[?, 6, 3] -> y: float32[?, 4]",
     lambda: (floats(2, 6, 3) * np.float32([[1], [0]] * 3),),
