@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ class Session:
         """The SignatureDefs by their keys, as the loader returned them."""
         return self.meta_graph.signature_def
 
-    def run(self, key: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, key: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Runs one signature.
 
         Args:
@@ -198,10 +199,12 @@ class Session:
             inputs: a value for each input name, anything that numpy makes an array of.
 
         Returns:
-            The outputs by name; strings as object arrays of `bytes`.
+            The outputs by name: arrays, strings as object arrays of `bytes`; a `tf.RaggedTensor`
+            or a `tf.SparseTensor` made of the tensors that the signature names for it.
 
         Raises:
             KeyError: no such signature, or the input names differ from the signature's.
+            TypeError: an output is another kind of composite tensor.
             CppError: the graph failed.
         """
         if key not in self.signatures:
@@ -216,9 +219,13 @@ class Session:
             signature.inputs[name].name: _array(value, signature.inputs[name].dtype)
             for name, value in inputs.items()
         }
-        names = sorted(signature.outputs)
-        values = self.fetch([signature.outputs[name].name for name in names], feeds)
-        return dict(zip(names, values, strict=True))
+        outputs = {name: signature.outputs[name] for name in sorted(signature.outputs)}
+        parts = {name: _tensors_of(name, info) for name, info in outputs.items()}
+        fetched = iter(self.fetch(list(itertools.chain(*parts.values())), feeds))
+        return {
+            name: _assembled(info, [next(fetched) for _ in parts[name]])
+            for name, info in outputs.items()
+        }
 
     def fetch(self, tensors: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Runs the graph for tensors by their names (`node:0`), whatever the signatures say."""
@@ -275,6 +282,35 @@ class Session:
         if not operation:
             raise KeyError(f"Cannot find the tensor {tensor!r}: the graph has no node {node!r}.")
         return _Output(operation, int(index or 0))
+
+
+def _tensors_of(name: str, info: Any) -> list[str]:
+    """The tensors in the graph that an output consists of."""
+    kind = info.WhichOneof("encoding")
+    if kind == "coo_sparse":
+        sparse = info.coo_sparse
+        return [
+            sparse.indices_tensor_name,
+            sparse.values_tensor_name,
+            sparse.dense_shape_tensor_name,
+        ]
+    if kind != "composite_tensor":
+        return [info.name]
+    spec = info.composite_tensor.type_spec
+    if spec.type_spec_class not in (spec.SPARSE_TENSOR_SPEC, spec.RAGGED_TENSOR_SPEC):
+        raise TypeError(
+            f"Cannot read the output {name!r}: expected a tensor, sparse or ragged, "
+            f"received a {spec.type_spec_class_name}."
+        )
+    return [component.name for component in info.composite_tensor.components]
+
+
+def _assembled(info: Any, values: list[np.ndarray]) -> Any:
+    kind = info.WhichOneof("encoding")
+    spec = info.composite_tensor.type_spec
+    if kind == "composite_tensor" and spec.type_spec_class == spec.RAGGED_TENSOR_SPEC:
+        return tf.RaggedTensor.from_nested_row_splits(values[0], values[1:])
+    return values[0] if kind == "name" else tf.SparseTensor(*values)
 
 
 def _array(value: Any, dtype: int) -> np.ndarray:

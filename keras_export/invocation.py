@@ -80,7 +80,7 @@ def as_tensors(inputs: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str,
 
 
 def as_array(value: Any) -> Any:
-    """What a function gives as an array; ragged and sparse tensors are filled up."""
+    """What a function or a session gives as an array; ragged and sparse tensors are filled up."""
     import numpy as np
     import tensorflow as tf
 
@@ -88,7 +88,7 @@ def as_array(value: Any) -> Any:
         value = tf.sparse.to_dense(value)
     if isinstance(value, tf.RaggedTensor):
         value = value.to_tensor()
-    found = value.numpy()
+    found = value.numpy() if isinstance(value, tf.Tensor) else value
     return np.array(found, object) if isinstance(found, bytes) else np.asarray(found)
 
 

@@ -114,7 +114,11 @@ class _Trial:
                 if any(spec.kind != "tensor" for spec in signature.inputs.values()):
                     continue
                 defaults = _defaults(session.signatures[key])
-                self._attempt(key, "the C++ loader", defaults, lambda i, k=key: session.run(k, i))
+
+                def call(inputs: Mapping[str, Any], key: str = key) -> dict[str, Any]:
+                    return {name: as_array(x) for name, x in session.run(key, inputs).items()}
+
+                self._attempt(key, "the C++ loader", defaults, call)
         return not self.outcome.problems
 
     def _by_python(self) -> bool:

@@ -173,10 +173,10 @@ class CppReader:
     def signatures(self) -> dict[str, dict[str, dict[str, wire.Spec]]]:
         return _signature_specs(self._session.signatures)
 
-    def signature(self, key: str, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    def signature(self, key: str, inputs: dict[str, Any]) -> dict[str, Any]:
         if key in self._session.signatures:
             inputs = _with_defaults(self._session.signatures[key], inputs)
-        return self._session.run(key, inputs)
+        return {x: wire.to_wire(value) for x, value in self._session.run(key, inputs).items()}
 
     def close(self) -> None:
         self._session.close()
@@ -347,10 +347,14 @@ def _signature_specs(signatures: Mapping[str, Any]) -> dict[str, dict[str, dict[
 
 
 def _infos(infos: Mapping[str, Any]) -> dict[str, wire.Spec]:
-    return {
-        name: wire.spec(tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype)))
-        for name, info in infos.items()
-    }
+    return {name: wire.spec(_spec_of(info)) for name, info in infos.items()}
+
+
+def _spec_of(info: Any) -> tf.TensorSpec:
+    """Of a composite tensor, the dtype of its values and no shape."""
+    if info.HasField("composite_tensor"):
+        return tf.TensorSpec(None, tf.as_dtype(info.composite_tensor.components[0].dtype))
+    return tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype))
 
 
 def _with_defaults(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:

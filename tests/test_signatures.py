@@ -313,13 +313,18 @@ def test_constants_and_composite_outputs_are_served(tmp_path: Path, consumers: C
     class Mixed(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([2], tf.float32, name="x")])
         def f(self, x: tf.Tensor) -> Any:
-            return {"n": 3, "text": "t", "sparse": tf.sparse.from_dense(x), "x": x}
+            ragged = tf.RaggedTensor.from_row_lengths(x, [0, 2])
+            sparse = tf.sparse.from_dense(x)
+            return {"n": 3, "text": "t", "sparse": sparse, "x": x, "ragged": ragged}
 
     ke.save(Mixed(), tmp_path)
-    result = consumers.tf(tmp_path).signature(x=np.float32([0, 5]))
-    assert_same(result["n"], np.int32(3))
-    assert isinstance(result["sparse"], Sparse)
-    assert_same(result["sparse"].values, np.float32([5]))
+    for reader in (consumers.tf, consumers.cpp):
+        result = reader(tmp_path).signature(x=np.float32([0, 5]))
+        assert_same(result["n"], np.int32(3))
+        assert isinstance(result["sparse"], Sparse)
+        assert_same(result["sparse"].values, np.float32([5]))
+        assert isinstance(result["ragged"], Ragged)
+        assert_same(result["ragged"].values, np.float32([0, 5]))
     assert consumers.cpp(tmp_path).signatures()["serving_default"]["outputs"]["n"] == Spec(
         (), "int32"
     )

@@ -338,6 +338,26 @@ def test_a_graph_that_calls_python_is_named(tmp_path: Path) -> None:
 # -- usage ----------------------------------------------------------------------------------------
 
 
+def test_ragged_and_sparse_results_are_run_and_compared(tmp_path: Path) -> None:
+    class Composite(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([2, 3], tf.float32, "x")])
+        def f(self, x: tf.Tensor) -> dict[str, Any]:
+            rows = tf.RaggedTensor.from_tensor(x, lengths=[2, 1])
+            words = tf.strings.as_string(rows)
+            return {"rows": rows, "cells": tf.sparse.from_dense(x), "words": words}
+
+    ke.save(Composite(), tmp_path)
+    key, inputs = "serving_default", {"x": _X}
+    rows = np.float32([[1, 2], [4, 0]])
+    words = np.array([[b"1.000000", b"2.000000"], [b"4.000000", b""]], object)
+    given = {"inputs": {key: inputs}, "outputs": {key: {"rows": rows, "cells": _X, "words": words}}}
+    report = ke.verify(tmp_path, **given)
+    assert report.ok, report
+    assert report.notes == ()
+    given["outputs"][key]["rows"] = rows + 1
+    assert not ke.verify(tmp_path, **given).ok
+
+
 def test_names_that_the_artifact_does_not_have_are_refused(exports: dict[str, Path]) -> None:
     for arguments, message in (
         ({"inputs": {"sreve": {}}}, r"a signature of \['serving_default'\]"),
