@@ -17,6 +17,7 @@ from keras_export.errors import (
     GraphModeError,
     InsideFunctionError,
     NotTrackableError,
+    UnsupportedError,
     failure,
 )
 
@@ -62,6 +63,7 @@ def refuse_context() -> None:
     Raises:
         InsideFunctionError: a `tf.function` is being traced.
         GraphModeError: there is no eager execution, and no session.
+        UnsupportedError: a `keras.StatelessScope` gives variables other values.
     """
     if tfi.inside_function():
         raise InsideFunctionError(
@@ -73,6 +75,12 @@ def refuse_context() -> None:
             "Cannot export without eager execution: the values of variables live in a session, and "
             "none is open. Export inside `with tf.compat.v1.Session():`, or call "
             "`tf.compat.v1.enable_eager_execution()` at the start of the program."
+        )
+    if tfi.keras_replaces_values():
+        raise UnsupportedError(
+            "Cannot export inside a keras.StatelessScope with a state_mapping: its values would be "
+            "constants in the graph beside variables with others. Assign them to the variables, "
+            "and export outside of the scope."
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections.abc
 import importlib
+import sys
 
 # The protos of the SavedModel format: TensorFlow generates the classes but exports only a few of
 # them publicly (`tf.compat.v1.MetaGraphDef`), and mixing both would give two types for one message.
@@ -225,3 +226,15 @@ def keras_saves_nested_containers() -> bool:
     from keras.src.saving import saving_lib
 
     return hasattr(saving_lib, "_container_path_present")
+
+
+def keras_replaces_values() -> bool:
+    """Whether the values of Keras variables are, for now, those of a scope.
+
+    No public API tells whether a `keras.StatelessScope` is open, or what it maps.
+    """
+    if "keras" not in sys.modules:
+        return False
+    from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+    return bool(getattr(get_stateless_scope(), "state_mapping", None))

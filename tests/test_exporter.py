@@ -32,6 +32,7 @@ from keras_export.errors import (
     SignatureError,
     TargetError,
     UninitializedError,
+    UnsupportedError,
     UntrackedCaptureError,
 )
 
@@ -555,6 +556,24 @@ def test_graph_mode_is_refused(tmp_path: Path) -> None:
             ke.save(adder, tmp_path / "a")
 
     refused(GraphModeError, "Cannot export without eager execution", tmp_path, in_a_graph)
+
+
+def test_values_of_a_stateless_scope_are_refused_and_an_empty_scope_changes_nothing(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, keras.layers.Dense(1, name="y")(x))
+    values = [(variable, np.zeros(variable.shape, "f4")) for variable in model.variables]
+
+    def in_a_scope() -> None:
+        with keras.StatelessScope(values):
+            ke.export(model, tmp_path / "a")
+
+    refused(UnsupportedError, "Cannot export inside a keras.StatelessScope", tmp_path, in_a_scope)
+    with keras.StatelessScope():
+        ke.export(model, tmp_path / "b")
+    value = np.ones([1, 2], "f4")
+    assert_same(consumers.everywhere(tmp_path / "b", x=value), {"y": model(value).numpy()})
 
 
 def test_several_tensors_through_one_argument_need_names(
