@@ -180,6 +180,8 @@ class SavedModelCheckpoint(keras.callbacks.Callback):
         warmup: Any = None,
     ):
         super().__init__()
+        # Keras 3.4 sets it in `fit` alone, and others drive callbacks, too.
+        self.params: dict[str, Any] | None = None
         arguments.refuse_weights_only(save_weights_only)
         arguments.check_on_export(on_export)
         arguments.check_tensorboard(tensorboard)

@@ -556,6 +556,10 @@ def test_an_execution_of_several_batches_that_crosses_multiples_exports_once(tmp
     assert drive_batches(checkpoint, [[4, 9]]) == [(1, 5), (1, 10)]
 
 
+@pytest.mark.skipif(
+    int(keras.__version__.split(".")[1]) < 5,
+    reason="Keras 3.4 ends an epoch before an execution that is shorter than the others",
+)
 def test_batches_are_counted_right_with_steps_per_execution(tmp_path):
     model = tiny_model(steps_per_execution=3)
     checkpoint = SavedModelCheckpoint(tmp_path / "{epoch}-{batch}", save_freq=4)
