@@ -77,8 +77,8 @@ def failing(call: Callable[..., Any], *where: object, code: int) -> Callable[...
     return wrapper
 
 
-def prefixed(target: pathlib.Path, files: Tree) -> Tree:
-    return {f"{target.name}/{name}": text for name, text in files.items()}
+def prefixed(target: pathlib.Path, files: Tree, before: str = "") -> Tree:
+    return {f"{before}{target.name}/{name}": text for name, text in files.items()}
 
 
 def sweep_around(target: pathlib.Path) -> list[str]:

@@ -227,6 +227,41 @@ def test_whenever_the_process_is_killed_the_artifact_is_old_or_new_after_a_sweep
     assert os.listdir(target.parent) == []
 
 
+def kill_below(way: str, folder: pathlib.Path, old: Tree) -> None:
+    """Kills a child that publishes what was staged above; in a process without threads."""
+    model = folder / "1" / "model"
+    use(way, model, setattr)
+    new = artifact("new") | (FOREIGN if old else {})
+    seen = []
+    for n in itertools.count(1):
+        folder.mkdir()
+        fill(model, old)
+        child = os.fork()
+        if child == 0:
+            Saboteur(n, lambda: os.kill(os.getpid(), signal.SIGKILL)).export(model, "new", folder)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert old or not (folder / "1").exists() or tree(model) == new, n
+        sweep(folder)
+        sweep(folder / "1")
+        seen.append(tree(folder))
+        assert seen[-1] in (prefixed(model, old, "1/"), prefixed(model, new, "1/")), (n, seen[-1])
+        shutil.rmtree(folder)
+        if os.WIFEXITED(status):
+            break
+    assert len(seen) > 12 and seen[0] != seen[-1]
+
+
+@pytest.mark.parametrize(("way", "old"), [("exchange", ""), ("two steps", "replaced")])
+def test_whenever_the_process_is_killed_a_folder_has_its_artifact_or_is_not_there(
+    target: pathlib.Path, way: str, old: str
+) -> None:
+    code = "from test_publishing_faults import FOREIGN, artifact, kill_below as kill\n"
+    code += "old = artifact('old') | FOREIGN if sys.argv[3] else {}\n"
+    run_here(f"{code}kill(sys.argv[1], pathlib.Path(sys.argv[2]), old)", way, str(target), old)
+    assert os.listdir(target.parent) == []
+
+
 def test_the_old_artifact_comes_back_when_the_second_rename_fails(
     target: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
