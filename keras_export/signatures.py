@@ -8,6 +8,7 @@ what a TensorFlow 1 session, the C++ loader and Python can all call.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -269,13 +270,11 @@ def _defaults(function: Any, concrete: Any) -> dict[int, Any]:
 
 
 def _valid(name: str, key: str, notes: list[str]) -> str:
-    if structures.argument_name(name) != name:
-        mapped = structures.argument_name(name)
+    if keyword.iskeyword(name):  # graph readers are told what the author said
         notes.append(
-            f"signature {key!r}: the input {name!r} is called {mapped!r}, since Python has a "
-            f"meaning for {name!r}"
+            f"signature {key!r}: tf.saved_model.load refuses the input {name!r}, a keyword of "
+            "Python, and with it the artifact; other readers load it"
         )
-        return mapped
     if _VALID_NAME.match(name):
         return name
     mapped = re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from consumers import Consumers, Ragged, Sparse, Spec, assert_same
+from consumers import ConsumerError, Consumers, Ragged, Sparse, Spec, assert_same
 
 import keras_export as ke
 from keras_export.errors import ReservedNameError, SignatureError
@@ -290,13 +290,16 @@ def test_outputs_that_are_no_flat_tensors_are_refused(result: Any, words: str) -
         assert outputs(result) == {}
 
 
-def test_an_input_that_python_cannot_name_is_mapped(tmp_path: Path, consumers: Consumers) -> None:
+def test_an_input_that_python_cannot_name_is_told(tmp_path: Path, consumers: Consumers) -> None:
     module = tf.Module()
     spec = tf.TensorSpec([None], tf.float32, name="in")
     module.f = tf.function(lambda x: 2.0 * x, input_signature=[spec])
     report = ke.save(module, tmp_path, signatures=module.f)
-    assert any("the input 'in' is called 'in_'" in note for note in report.notes)
-    found = consumers.everywhere(tmp_path, in_=np.float32([1, 2]))
+    (note,) = report.notes
+    assert "tf.saved_model.load refuses the input 'in', a keyword of Python" in note
+    with pytest.raises(ConsumerError, match="'in' is not a valid parameter name"):
+        consumers.tf(tmp_path).signatures()
+    found = consumers.cpp(tmp_path).signature(**{"in": np.float32([1, 2])})
     assert_same(found, {"output_0": np.float32([2, 4])})
 
 
