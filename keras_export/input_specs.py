@@ -8,7 +8,6 @@ gave is kept as far as a signature can have it, and a note tells where it cannot
 from __future__ import annotations
 
 import inspect
-import keyword
 from collections.abc import Callable
 from typing import Any
 
@@ -101,11 +100,7 @@ def _named_by_specs(argument: Argument, given: Any, notes: list[str]) -> Argumen
 def graph_name_of(name: str, kind: str, notes: list[str]) -> str:
     """A name as a signature can have it, with a note if that is another."""
     mapped = structures.graph_name(name)
-    if kind == "input" and not (mapped.isidentifier() and not keyword.iskeyword(mapped)):
-        # TensorFlow's loader for Python makes an argument of it.
-        mapped = f"{kind}_{mapped}"
-        notes.append(f"the input {name!r} is called {mapped!r}: Python has no argument {name!r}")
-    elif mapped != name:
+    if mapped != name:
         notes.append(
             f"the {kind} {name!r} is called {mapped!r}: only letters, digits and _ are kept"
         )
@@ -115,7 +110,8 @@ def graph_name_of(name: str, kind: str, notes: list[str]) -> str:
 def _argument_name(name: str, notes: list[str]) -> str:
     mapped = structures.argument_name(name)
     if mapped != name:
-        notes.append(f"the input {name!r} is called {mapped!r}: Python has a meaning for {name!r}")
+        why = "Python has a meaning for" if name.isidentifier() else "Python has no argument"
+        notes.append(f"the input {name!r} is called {mapped!r}: {why} {name!r}")
     return mapped
 
 

@@ -450,13 +450,15 @@ def argument_name(text: str) -> str:
 
     Returns:
         The text, with `_` behind a keyword of Python and behind `self`, by which TensorFlow's
-        functions call themselves.
+        functions call themselves; with `input_` in front of a digit.
 
     Example:
         >>> from keras_export import structures
         >>> structures.argument_name("in")
         'in_'
     """
+    if not text.isidentifier():
+        return f"input_{text}"
     return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
 
 

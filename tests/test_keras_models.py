@@ -135,10 +135,10 @@ def test_names_with_other_characters_are_mapped_and_reported(
     check(consumers, tmp_path, {"my_input_1": value}, {"a_b": model(value)["a b"]})
 
 
-@pytest.mark.parametrize("name", ["in", "1st"])
 def test_an_input_that_python_cannot_name_is_called_otherwise(
-    name: str, tmp_path: Path, consumers: Consumers
+    tmp_path: Path, consumers: Consumers
 ) -> None:
+    name = "1st"
     x = keras.Input((2,), name=name)
     model = keras.Model(x, dense(1, "y")(x))
     report = ke.export(model, tmp_path)
