@@ -1,14 +1,15 @@
-"""Traces that choose the same kernels on every machine.
+"""Traces that choose the same kernels on every machine, and have no op without effect.
 
 In: what is about to be traced. Out: a scope in which Keras takes this machine for one without an
-accelerator. The invariant: other threads get the answers that they always get, and nothing stays
-changed.
+accelerator, and the last axis for the last axis. The invariant: the numbers are the same, other
+threads get the answers that they always get, and nothing stays changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,12 +31,20 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     Keras asks whether there is a GPU: an LSTM or GRU that is traced beside one calls a kernel of
     cuDNN, and a depthwise convolution of channels that come first relies on the GPU's.
 
+    And a batch normalization that was given its axis as a number gives each of its variables the
+    rank of the inputs before it computes with them, which broadcasting does by itself where it is
+    the last axis. In many networks of images every seventh op is such a reshape.
+
     Args:
         *objects: what is traced; a recurrent layer in them that insists on cuDNN gives in.
     """
     changes: list[tuple[Any, str, Any]] = [
         (module, name, functools.partial(_asked, getattr(module, name), answer))
         for module, name, answer in tfi.keras_device_questions()
+    ]
+    changes += [
+        (module, name, functools.partial(_by_last_axis, getattr(module, name)))
+        for module, name in tfi.keras_batch_normalization()
     ]
     # "auto" is the same to whoever uses the layer meanwhile: cuDNN where it can be had.
     changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
@@ -53,6 +62,15 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
 
 def _asked(question: Callable[[], bool], answer: bool) -> bool:
     return answer if getattr(_THREAD, "portable", False) else question()
+
+
+def _by_last_axis(normalize: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not getattr(_THREAD, "portable", False):
+        return normalize(*args, **kwargs)
+    call = inspect.signature(normalize).bind(*args, **kwargs)
+    if call.arguments.get("axis") == len(call.arguments["x"].shape) - 1:
+        call.arguments["axis"] = -1
+    return normalize(*call.args, **call.kwargs)
 
 
 def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:

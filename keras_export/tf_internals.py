@@ -211,6 +211,19 @@ def keras_device_questions() -> list[tuple[object, str, bool]]:
     return [question for question in known if hasattr(*question[:2])]
 
 
+def keras_batch_normalization() -> list[tuple[object, str]]:
+    """Where Keras looks up what normalizes: `(module, name)`.
+
+    It has no way to say that the axis which a layer keeps as a number is the last one.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    module = importlib.import_module("keras.src.backend.tensorflow.nn")
+    return [(module, "batch_normalization")] if hasattr(module, "batch_normalization") else []
+
+
 def keras_walk_saveable(saveable: object) -> collections.abc.Iterator[tuple[str, object]]:
     """The attributes of a Keras object in the order in which Keras saves their weights.
 

@@ -124,3 +124,58 @@ def test_nothing_stays_changed() -> None:
     after = [getattr(module, name) for module, name, _ in tfi.keras_device_questions()]
     assert all(x is y for x, y in zip(before, after, strict=True))
     assert before
+
+
+def normalized(axis: int) -> keras.Model:
+    x = keras.Input((6, 5, 4), name="x")
+    layer = keras.layers.BatchNormalization(axis=axis, name="y")
+    model = keras.Model(x, layer(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 2, w.shape).astype("float32") for w in model.weights])
+    return model
+
+
+@pytest.mark.parametrize(("axis", "reshapes"), [(3, 0), (-1, 0), (1, 4), (2, 4)])
+def test_a_normalization_over_the_last_axis_reshapes_nothing(
+    axis: int, reshapes: int, tmp_path: Path
+) -> None:
+    model = normalized(axis)
+    ke.export(model, tmp_path / "m")
+    assert ke.inspect(tmp_path / "m").ops.get("Reshape", 0) == reshapes
+    x = np.random.default_rng(1).normal(size=(3, 6, 5, 4)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    np.testing.assert_array_equal(loaded.serve(x), model(x, training=False))
+
+
+def test_gradients_of_a_normalization_are_those_of_the_live_model(tmp_path: Path) -> None:
+    model = normalized(3)
+    ke.export(model, tmp_path / "m")
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    x = tf.constant(np.random.default_rng(1).normal(size=(3, 6, 5, 4)), tf.float32)
+    found = []
+    for call, variables in (
+        (lambda x: model(x, training=False), [v.value for v in model.trainable_variables]),
+        (loaded.serve, loaded.trainable_variables),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(call(x) ** 2)
+        found.append(tape.gradient(loss, [x, *variables]))
+    for live, after in zip(*found, strict=True):
+        np.testing.assert_allclose(after, live, rtol=1e-5, atol=1e-5)
+
+
+def test_another_thread_normalizes_as_always_while_one_is_traced() -> None:
+    ((module, name),) = tfi.keras_batch_normalization()
+    seen: list[set[str]] = []
+
+    def elsewhere() -> None:
+        seen.append(ops_of_a_live_trace(normalized(3), tf.zeros((1, 6, 5, 4))))
+
+    original = getattr(module, name)
+    with portability.portable_kernels():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert "Reshape" in seen[0]
+    assert getattr(module, name) is original

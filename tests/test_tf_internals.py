@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
 
 import keras
@@ -74,3 +75,9 @@ def test_the_functional_class_is_found() -> None:
 def test_keras_asks_for_devices_where_it_is_answered() -> None:
     names = [name for _, name, _ in tf_internals.keras_device_questions()]
     assert "_is_gpu_available" in names
+
+
+def test_keras_normalizes_where_it_is_looked_up() -> None:
+    ((module, name),) = tf_internals.keras_batch_normalization()
+    arguments = inspect.signature(getattr(module, name)).parameters
+    assert {"x", "axis"} <= set(arguments)
