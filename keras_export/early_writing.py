@@ -78,7 +78,7 @@ class EarlyBundle:
         try:
             checkpoint = variables.plan_checkpoint(tracked, root)
             if not _is_written_in_one_piece(checkpoint):
-                return None
+                return checkpoint
             values = variables.read_values(checkpoint)
         except ExportError:  # the trace may mend it, or find more to complain of
             return None

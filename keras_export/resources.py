@@ -159,12 +159,8 @@ def trace_save_restore(
 
 
 def _trace_tensors(source: Source, collector: FunctionCollector, root: str) -> SaveRestore:
-    obj = source.node.obj
+    obj, save = source.node.obj, source.save
     described = _saving_of(source, root)
-    save = obj._serialize_to_tensors
-    if not isinstance(save, tfi.ConcreteFunction):
-        save = tf.function(lambda: dict(obj._serialize_to_tensors()), autograph=False)
-        save = save.get_concrete_function()
     restore = obj._restore_from_tensors
     if not isinstance(restore, tfi.ConcreteFunction):
         restore = tf.function(_quiet(obj._restore_from_tensors), autograph=False)

@@ -40,12 +40,14 @@ class Source:
         by: how it gives its values: as an ordinary variable, whose buffer can be referred to; by
             `_serialize_to_tensors`; by `SaveableObject`s; as `tf.train.experimental.PythonState`.
         read_from: the variable whose value is taken in place of its own.
+        save: the trace of its `_serialize_to_tensors`, where the artifact holds one.
     """
 
     node: Node
     names: tuple[tuple[str, str], ...]
     by: Literal["variable", "tensors", "saveables", "python"]
     read_from: Any = None
+    save: Any = None
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,30 @@ def _source(node: Node, root: str) -> Source | None:
         _refuse_unknown_saveables(node, root)
         names = [tfi.get_saveable_name(node.obj) or name for name in _factories(node.obj)]
         by: Literal["saveables", "tensors"] = "saveables"
+        save = None
     else:
-        names = [escape(name) for name in _serialized(node)]
+        save = _traced_save(node)
+        tensors = _serialized(node) if save is None else save.structured_outputs
+        names = [escape(name) for name in tensors]
         by = "tensors"
-    return Source(node, tuple((name, _key(base, name)) for name in names), by) if names else None
+    keyed = tuple((name, _key(base, name)) for name in names)
+    return Source(node, keyed, by, save=save) if names else None
+
+
+def _traced_save(node: Node) -> Any:
+    """What the artifact does to save an object again; a variable's loader knows how by itself.
+
+    It names the tensors, too: some objects do much to give them, so they are asked for the values
+    alone.
+    """
+    obj = node.obj
+    if node.kind == "variable" or not tfi.trackable_has_serialize_to_tensor(obj):
+        return None
+    save = obj._serialize_to_tensors
+    if isinstance(save, tfi.ConcreteFunction):
+        return save
+    traced = tf.function(lambda: dict(obj._serialize_to_tensors()), autograph=False)
+    return traced.get_concrete_function()
 
 
 def _refuse_unknown_saveables(node: Node, root: str) -> None:
@@ -389,10 +411,11 @@ def _entries(source: Source) -> Iterable[Entry]:
     if source.by == "saveables":
         specs = [spec for saveable in saveables_of(source) for spec in saveable.specs()]
         return [Entry(x.name, x.slice_spec or "", tf.convert_to_tensor(x.tensor)) for x in specs]
+    keys = dict(source.names)
     return [
         entry
-        for (_, key), value in zip(source.names, _serialized(source.node).values(), strict=False)
-        for entry in _value_entries(key, value)
+        for name, value in _serialized(source.node).items()
+        for entry in _value_entries(keys[escape(name)], value)
     ]
 
 

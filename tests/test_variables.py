@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,37 @@ def test_saveables_that_cannot_be_made_are_refused_with_their_path(
         "SaveableObjects or variables, received Old"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_is_asked_for_its_tensors_once_to_trace_and_once_for_each_write(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    class Counting(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: dict[str, int] = collections.Counter()
+
+        def _serialize_to_tensors(self) -> dict[str, Any]:
+            self.asked["eager" if tf.executing_eagerly() else "traced"] += 1
+            # In another order when it is traced: the names must tell.
+            names = ["a", "b/c"] if tf.executing_eagerly() else ["b/c", "a"]
+            return {name: tf.constant(name) for name in names}
+
+        def _restore_from_tensors(self, tensors: dict[str, Any]) -> None:
+            pass
+
+    obj = tf.Module()
+    obj.held = Counting()
+    ke.save(obj, tmp_path / "saved")
+    assert obj.held.asked == {"traced": 1, "eager": 1}
+    exporter = ke.Exporter(obj)
+    for number in range(3):
+        exporter.write(tmp_path / str(number))
+    assert obj.held.asked == {"traced": 2, "eager": 4}
+    assert consumers.checkpoint(tmp_path / "saved").values() == {
+        "held/.ATTRIBUTES/a": b"a",
+        "held/.ATTRIBUTES/b..Sc": b"b/c",
+    }
 
 
 def test_an_object_that_serializes_itself_is_restored_by_itself(
