@@ -88,6 +88,7 @@ def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) ->
         ExportError: one of its kinds, for anything that cannot be exported.
     """
     options = export_requests.checked_options(request.options)
+    export_requests.refuse_unsaveable(request.signatures)
     export_requests.refuse_context()
     export_requests.refuse_untrackable(request.obj)
     with _COLLECTOR.paused(), _portable(request.obj), recorded_calls.not_recording():
@@ -271,6 +272,7 @@ def _contents(
         ],
         resource_graph.nodes,
         keep_names=options.save_debug_info,
+        keep_read_shapes=not request.for_serving,
         strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )
     contents = Contents(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ from keras_export import attributes
 from keras_export import tf_internals as tfi
 from keras_export.effects import READING_OPS
 from keras_export.functions import (
+    ARGUMENT_NAME,
     MARK,
     CapturedTensor,
     FunctionLibrary,
@@ -39,11 +40,12 @@ _DROPPED = frozenset(
         "_has_manual_control_dependencies",
         "_output_shapes",
         "_read_only_resource_inputs",
-        "_user_specified_name",
+        ARGUMENT_NAME,
     }
 )
 
-_ARGUMENT_NAME = "_user_specified_name"
+# What these return has the shape of a variable, which an argument of a function does not tell.
+_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd"})
 
 # Attributes of calls that describe the process that traced them.
 _DROPPED_FROM_CALLS = frozenset({"config_proto"})
@@ -55,6 +57,7 @@ def canonicalize(
     main_nodes: Iterable[Any] = (),
     *,
     keep_names: bool = False,
+    keep_read_shapes: bool = True,
     strip_debug_ops: bool = False,
 ) -> dict[str, str]:
     """Renames, strips, prunes and orders the library in place.
@@ -64,6 +67,8 @@ def canonicalize(
         roots: names of the functions to start from, in the order that numbers them.
         main_nodes: NodeDefs outside the library that call its functions.
         keep_names: leave node names as they were traced, for debug information.
+        keep_read_shapes: tell the shape of each variable where a function reads it. Who inlines the
+            functions of a signature finds it in the main graph.
         strip_debug_ops: make checks and prints do nothing.
 
     Returns:
@@ -79,11 +84,11 @@ def canonicalize(
     readers = _reading_functions(library)
     needed = _captured_nodes(library)
     for name, definition in library.definitions.items():
-        _keep_shapes(definition, library.graphs.get(name))
+        _keep_shapes(definition, library.graphs.get(name), _READS if keep_read_shapes else ())
         names = _argument_names(definition) if name in library.functions else {}
         _strip(definition)
         for index, given in names.items():
-            definition.arg_attr[index].attr[_ARGUMENT_NAME].s = given
+            definition.arg_attr[index].attr[ARGUMENT_NAME].s = given
         _prune(definition, name in readers, needed.get(name, frozenset()))
     if not keep_names:
         _rename_nodes(library)
@@ -120,9 +125,9 @@ def _gradients_of(library: FunctionLibrary, definition: Any) -> list[str]:
 def _argument_names(definition: Any) -> dict[int, bytes]:
     """The names that users gave to arguments; tools that list a function's arguments show them."""
     return {
-        index: attributes.attr[_ARGUMENT_NAME].s
+        index: attributes.attr[ARGUMENT_NAME].s
         for index, attributes in definition.arg_attr.items()
-        if _ARGUMENT_NAME in attributes.attr
+        if ARGUMENT_NAME in attributes.attr
         and definition.signature.input_arg[index].type != tf.resource.as_datatype_enum
     }
 
@@ -133,11 +138,12 @@ def _strip(definition: Any) -> None:
     returned = {source.partition(":")[0] for source in definition.ret.values()}
     for node in definition.node_def:
         calls = bool(function_attributes(node.op))
+        kept = calls or node.op in _READS
         attr = node.attr
         for name in list(attr):
             if name[0] == "_":
                 if name in _DROPPED and not (
-                    name == "_output_shapes" and (calls or node.name in returned)
+                    name == "_output_shapes" and (kept or node.name in returned)
                 ):
                     del attr[name]
             elif calls and name in _DROPPED_FROM_CALLS:
@@ -147,16 +153,17 @@ def _strip(definition: Any) -> None:
     attributes.strip_nodes(definition.node_def, Counter())
 
 
-def _keep_shapes(definition: Any, graph: Any) -> None:
-    """Notes the shapes that a reader cannot infer: of what calls return, and of the results."""
+def _keep_shapes(definition: Any, graph: Any, reads: Container[str]) -> None:
+    """Notes the shapes that a reader cannot infer: of what calls return, and variables hold."""
     if graph is None or not hasattr(graph, "outputs"):
         return
     _copy_handle_data(definition, graph)
     for node in definition.node_def:
-        if function_attributes(node.op) and "_output_shapes" not in node.attr:
+        calls = function_attributes(node.op)
+        if (calls or node.op in reads) and "_output_shapes" not in node.attr:
             op = _operation(graph, node.name)
             # A call that was rewritten for gradients has more results than the node declares.
-            count = len(node.attr["Tout"].list.type) if "Tout" in node.attr else None
+            count = len(node.attr["Tout"].list.type) if calls and "Tout" in node.attr else None
             if op is not None:
                 set_shapes(node.attr, [x.shape for x in op.outputs][:count])
 
@@ -266,12 +273,13 @@ def _captured_nodes(library: FunctionLibrary) -> dict[str, set[str]]:
 def _prune(definition: Any, reads_only: bool, needed: Iterable[str]) -> None:
     if reads_only:
         _drop_read_order(definition)
+    effects = [] if reads_only else list(definition.control_ret.values())
     inputs = {
         node.name: [x.lstrip("^").partition(":")[0] for x in node.input]
         for node in definition.node_def
     }
     pending = [source.partition(":")[0] for source in definition.ret.values()]
-    pending += list(definition.control_ret.values())
+    pending += effects
     pending += needed
     reached: set[str] = set()
     while pending:
@@ -282,12 +290,30 @@ def _prune(definition: Any, reads_only: bool, needed: Iterable[str]) -> None:
     for index in reversed(range(len(definition.node_def))):
         if definition.node_def[index].name not in reached:
             del definition.node_def[index]
+    for output in list(definition.signature.control_output):
+        if definition.control_ret[output] not in reached:
+            definition.signature.control_output.remove(output)
+            del definition.control_ret[output]
 
 
 def _drop_read_order(definition: Any) -> None:
-    """Where nothing is written, the order of reads has no effect."""
-    definition.control_ret.clear()
+    """Where nothing is written, the order of reads has no effect.
+
+    But Grappler inlines a function only if every other stateful op leads to a control output.
+    Source: ValidateSideEffectsExecution in tensorflow/core/grappler's function_optimizer.cc
+    """
+    stateful = {
+        node.name
+        for node in definition.node_def
+        if node.op != "ReadVariableOp" and _is_stateful(node.op)
+    }
+    declared = definition.signature.control_output
+    outputs = [x for x in declared if definition.control_ret[x] in stateful]
+    dropped = [x for x in definition.control_ret if x not in outputs]
     del definition.signature.control_output[:]
+    definition.signature.control_output.extend(outputs)
+    for output in dropped:
+        del definition.control_ret[output]
     orderless = {node.name for node in definition.node_def if node.op in READING_OPS}
     for node in definition.node_def:
         if any(x[0] == "^" for x in node.input):
@@ -389,6 +415,7 @@ class _UniqueNames:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._taken: set[str] = set()
+        self._arguments: set[str] = set()
 
     def numbered(self, base: str) -> str:
         """The next free name on `base`."""
@@ -399,6 +426,16 @@ class _UniqueNames:
             if self.claim(name := f"{base}{separator}{number}"):
                 return name
 
+    def argument(self, wanted: str, refused: set[str]) -> str:
+        """The name `wanted` unless a node has it; arguments of several functions may share it.
+
+        The functions that users call are not inlined where their arguments could meet.
+        """
+        if wanted and wanted not in refused and (wanted in self._arguments or self.claim(wanted)):
+            self._arguments.add(wanted)
+            return wanted
+        return self.numbered("arg")
+
     def claim(self, name: str) -> bool:
         """Whether `name` was free; it is not any more."""
         free = name not in self._taken
@@ -408,9 +445,12 @@ class _UniqueNames:
 
 def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
     names: dict[str, str] = {}
-    for argument in definition.signature.input_arg:
-        names[argument.name] = unique.numbered("arg")
+    refused = {node.name for node in definition.node_def if _keeps_name(node)}
+    for index, argument in enumerate(definition.signature.input_arg):
+        wanted = _argument_name(definition.arg_attr[index]) if index in definition.arg_attr else ""
+        names[argument.name] = unique.argument(wanted, refused)
         argument.name = names[argument.name]
+        refused.add(argument.name)
     effects = set(definition.control_ret.values())
     constants: dict[Any, str] = {}
     repeated = []
@@ -421,9 +461,8 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
                 names[node.name] = names[first]
                 repeated.append(index)
                 continue
-        # A resource op without a shared_name shares by its node name; effects are looked up by it.
-        # A digit in a name may be of a counter of the process.
-        kept = "shared_name" in _attribute_names(node.op)
+        # Effects are looked up by name. A digit in a name may be of a counter of the process.
+        kept = _keeps_name(node)
         if node.name in effects and not re.search(r"\d", node.name):
             kept = kept or unique.claim(node.name)
         names[node.name] = node.name if kept else unique.numbered(_base(node.op))
@@ -437,6 +476,21 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
         definition.ret[key] = _renamed(definition.ret[key], names)
     _rename_control_outputs(definition, names)
     return names
+
+
+def _keeps_name(node: Any) -> bool:
+    # A resource op without a shared_name shares by its node name.
+    return "shared_name" in _attribute_names(node.op)
+
+
+def _argument_name(attributes_of_argument: Any) -> str:
+    """What the user called an argument, as TensorFlow spells it in functions, or nothing.
+
+    Whoever freezes a loaded function finds its inputs under this name.
+    Source: Normalize in tensorflow/core/framework/graph_to_functiondef.cc
+    """
+    given = attributes_of_argument.attr[ARGUMENT_NAME].s.decode()
+    return re.sub(r"^[^a-z]+|[^a-z0-9_]", lambda x: "_" * bool(x.start()), given.lower())
 
 
 def _constant_key(node: Any) -> Any:
@@ -459,7 +513,8 @@ def _rename_control_outputs(definition: Any, names: dict[str, str]) -> None:
 
 def _base(op_type: str) -> str:
     # A call of a function by its name would bring the process's counter in.
-    return op_type.replace(">", "_") if tfi.op_def_of(op_type) is not None else "Call"
+    # A node's name may not begin with `_`, as some ops of TensorFlow itself do.
+    return op_type.replace(">", "_").lstrip("_") if tfi.op_def_of(op_type) is not None else "Call"
 
 
 def _renamed(source: str, names: dict[str, str]) -> str:

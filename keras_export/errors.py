@@ -12,7 +12,7 @@ working:
     ├── ArgumentTypeError        TypeError       an argument of the wrong type
     ├── UntrackedCaptureError    AssertionError, KeyError: a capture that is not tracked
     ├── UninitializedError       ValueError      a variable without a value
-    ├── UnsupportedError         ValueError      something that a SavedModel cannot hold
+    ├── UnsupportedError         ValueError, NotImplementedError: what no SavedModel can hold
     ├── GradientError            ValueError      a custom gradient that cannot be saved
     ├── InsideFunctionError      AssertionError  called while a `tf.function` is traced
     ├── GraphModeError           RuntimeError    eager execution is off
@@ -71,8 +71,11 @@ class UninitializedError(ExportError, ValueError):
     """A variable has no value yet."""
 
 
-class UnsupportedError(ExportError, ValueError):
-    """The object holds something that a SavedModel cannot hold, or that is not supported yet."""
+class UnsupportedError(ExportError, ValueError, NotImplementedError):
+    """The object holds something that a SavedModel cannot hold, or that is not supported yet.
+
+    TensorFlow raises `ValueError` at some places and `NotImplementedError` at others.
+    """
 
 
 class GradientError(ExportError, ValueError):

@@ -6,11 +6,13 @@ can be walked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from keras_export import functions
 from keras_export import tf_internals as tfi
 from keras_export.errors import (
     ArgumentTypeError,
@@ -55,6 +57,13 @@ def checked_options(options: Any) -> Any:
             )
         )
     return options
+
+
+def refuse_unsaveable(given: Any) -> None:
+    """Refuses a trace that says of itself that it cannot be saved, whatever else is wrong."""
+    for key, function in (given if isinstance(given, Mapping) else {"": given}).items():
+        if isinstance(function, tfi.ConcreteFunction):
+            functions.refuse_unsaveable(function, f"the signature {key!r}" if key else "signatures")
 
 
 def refuse_context() -> None:

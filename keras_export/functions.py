@@ -27,6 +27,9 @@ _HANDLE_DTYPES = (tf.resource, tf.variant)
 # The attribute that names the gradient of an op.
 MARK = "_gradient_op_type"
 
+# What the author of a function called an argument, for people and tools.
+ARGUMENT_NAME = "_user_specified_name"
+
 
 @dataclass(eq=False)
 class Constant:
@@ -134,7 +137,7 @@ class FunctionCollector:
         known = self._added.get(name)
         if known is not None:
             return known
-        _refuse_unsaveable(concrete, described_as)
+        refuse_unsaveable(concrete, described_as)
         cached = cached_captures(concrete)
         bindings = [
             self.resolve(cached.get(index, x), concrete, described_as)
@@ -284,7 +287,8 @@ def _in_graph(name: str, graph: Any) -> Any:
     return None
 
 
-def _refuse_unsaveable(concrete: Any, described_as: str) -> None:
+def refuse_unsaveable(concrete: Any, described_as: str) -> None:
+    """Refuses a trace that TensorFlow marked, one for a single replica for instance."""
     if not getattr(concrete.graph, "saveable", True):
         reasons = "; ".join(concrete.graph.saving_errors)
         raise UnsupportedError(f"Cannot export {described_as}: {reasons}")

@@ -16,7 +16,7 @@ from keras_export import structures, weight_paths
 from keras_export import tf_internals as tfi
 from keras_export.contents import Contents, PythonFunction
 from keras_export.errors import UnsupportedError
-from keras_export.functions import BoundFunction, CapturedTensor, FunctionLibrary
+from keras_export.functions import BoundFunction, CapturedTensor, Constant, FunctionLibrary
 from keras_export.main_graph import variable_name
 from keras_export.resources import SaveRestore
 from keras_export.signatures import DEFAULT_ATTRIBUTE, DEFAULT_KEY, SignatureFunction
@@ -61,6 +61,7 @@ def fill_object_graph(proto: Any, contents: Contents, constants: dict[int, str])
     for item in contents.save_restore:
         _add_save_restore(objects, item)
     _add_captured_tensors(objects, contents.library)
+    _name_constants(objects, contents)
     _fill_concrete_functions(objects, contents.library)
     _refuse_cycles(proto, contents.saved)
 
@@ -323,6 +324,22 @@ def _add_captured_tensors(objects: _ObjectGraph, library: FunctionLibrary) -> No
                 proto = objects.add(binding).captured_tensor
                 proto.name = binding.tensor
                 proto.concrete_function = binding.function
+
+
+def _name_constants(objects: _ObjectGraph, contents: Contents) -> None:
+    """Makes each captured constant the child of a function; MLIR's importer names it by that."""
+    holders: list[tuple[Any, BoundFunction]]
+    holders = [(node, x) for node in contents.saved for x in contents.traces.get(id(node), ())]
+    holders += [(x, x.function) for x in contents.python_functions]
+    holders += [(function, function) for _, function in contents.signatures]
+    named: set[int] = set()
+    for holder, function in holders:
+        for binding in function.bindings:
+            if isinstance(binding, Constant) and id(binding) not in named:
+                name = f"capture_{len(named)}"
+                named.add(id(binding))
+                saved = objects.proto.nodes[objects.ids[id(holder)]]
+                saved.children.add(node_id=objects.ids[id(binding)], local_name=name)
 
 
 def _fill_concrete_functions(objects: _ObjectGraph, library: FunctionLibrary) -> None:

@@ -118,7 +118,9 @@ def _add_save(
     tensors, dtypes = [], []
     for source in plain:
         dtypes.append(source.node.facts.dtype.as_datatype_enum)
-        read = graph.add("ReadVariableOp", "get", [graph.tensor(source.node)])
+        handle = graph.tensor(source.node)
+        # Tools that freeze the graph of a session read the variables by this name.
+        read = graph.add("ReadVariableOp", f"{handle}/Read/ReadVariableOp", [handle])
         read.attr["dtype"].type = dtypes[-1]
         tensors.append(read.name)
     for item in contents.save_restore:

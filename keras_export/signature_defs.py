@@ -121,7 +121,7 @@ def add_init_op(meta_graph: Any, graph: MainGraph, contents: Contents) -> None:
             done.append(assign.name)
     for function in contents.initializers:
         done.append(_add_initializer(graph, contents, function, paths))
-    init = graph.add("NoOp", "init", [f"^{name}" for name in done])
+    init = graph.add("NoOp", "NoOp", [f"^{name}" for name in done])
     meta_graph.collection_def[_MAIN_OP_COLLECTION].node_list.value.append(init.name)
     proto = meta_graph.signature_def[INIT_OP_KEY]
     info = proto.outputs[INIT_OP_KEY]

@@ -159,7 +159,7 @@ def _source(node: Node, root: str) -> Source | None:
         by: Literal["saveables", "tensors"] = "saveables"
         save = None
     else:
-        save = _traced_save(node)
+        save = _traced_save(node, root)
         tensors = _serialized(node) if save is None else save.structured_outputs
         names = [escape(name) for name in tensors]
         by = "tensors"
@@ -167,7 +167,7 @@ def _source(node: Node, root: str) -> Source | None:
     return Source(node, keyed, by, save=save) if names else None
 
 
-def _traced_save(node: Node) -> Any:
+def _traced_save(node: Node, root: str) -> Any:
     """What the artifact does to save an object again; a variable's loader knows how by itself.
 
     It names the tensors, too: some objects do much to give them, so they are asked for the values
@@ -179,8 +179,26 @@ def _traced_save(node: Node) -> Any:
     save = obj._serialize_to_tensors
     if isinstance(save, tfi.ConcreteFunction):
         return save
-    traced = tf.function(lambda: dict(obj._serialize_to_tensors()), autograph=False)
-    return traced.get_concrete_function()
+
+    def tensors() -> dict[str, Any]:
+        found = dict(obj._serialize_to_tensors())
+        _refuse_deferred(found, node, root)
+        return found
+
+    return tf.function(tensors, autograph=False).get_concrete_function()
+
+
+def _refuse_deferred(tensors: dict[str, Any], node: Node, root: str) -> None:
+    for name, value in tensors.items():
+        if not tf.is_tensor(value) and (callable(value) or hasattr(value, "slice_spec")):
+            raise UnsupportedError(
+                failure(
+                    f"export {path_text(node.path, root)}",
+                    "`_serialize_to_tensors` to return tensors",
+                    f"{name}={type(value).__name__}, which is called when a checkpoint is written",
+                    "Return the tensor itself; a SavedModel saves itself without Python.",
+                )
+            )
 
 
 def _refuse_unknown_saveables(node: Node, root: str) -> None:
@@ -354,7 +372,8 @@ def read_values(plan: CheckpointPlan) -> Values:
 def _run(entries: Sequence[Entry]) -> list[Entry]:
     """The values that the graph's session holds."""
     session = tf.compat.v1.get_default_session()
-    arrays = session.run([entry.tensor for entry in entries])
+    # A session whose graph is empty refuses to run even nothing.
+    arrays = session.run([entry.tensor for entry in entries]) if entries else []
     with tfi.eager_mode():
         return [
             Entry(entry.key, entry.slice_spec, tf.constant(array, entry.tensor.dtype))

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_export import tf_internals as tfi
-from keras_export.functions import BoundFunction, FunctionLibrary
+from keras_export.functions import ARGUMENT_NAME, BoundFunction, FunctionLibrary
 from keras_export.signatures import SignatureFunction
 
 
@@ -71,7 +71,7 @@ def wrap_signature(
     order = sorted(range(len(signature.inputs)), key=lambda i: keyword(signature.inputs[i].name))
     rank = {signature.inputs[i].position: rank for rank, i in enumerate(order)}
     results = [position for output in signature.outputs for position in output.positions]
-    return wrap(
+    wrapper = wrap(
         library,
         inner,
         "__inference_signature_wrapper",
@@ -79,6 +79,10 @@ def wrap_signature(
         results,
         *named_structures(signature),
     )
+    arguments = library.definitions[wrapper.name].arg_attr
+    for position, i in enumerate(order):
+        arguments[position].attr[ARGUMENT_NAME].s = signature.inputs[i].name.encode()
+    return wrapper
 
 
 def named_structures(signature: SignatureFunction) -> tuple[Any, Any]:
@@ -131,7 +135,7 @@ def _copy_attributes(definition: Any, callee: Any) -> None:
 
 
 def _add_call(definition: Any, callee: Any, inner: BoundFunction, inputs: list[str]) -> str:
-    node = definition.node_def.add(name="call", op=call_op(callee))
+    node = definition.node_def.add(name=call_op(callee), op=call_op(callee))
     node.input.extend(inputs)
     fill_call(node, callee, inner)
     return node.name
