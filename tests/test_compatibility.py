@@ -107,7 +107,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "min_consumer_exactly": lambda graph: setattr(graph.versions, "min_consumer", _VERSION),
     "bad_consumer": lambda graph: graph.versions.bad_consumers.append(_VERSION),
     "producer_of_the_future": lambda graph: setattr(graph.versions, "producer", 99999),
-    "device": on_a_gpu,
 }
 
 
@@ -117,6 +116,12 @@ def works(load: Callable[[], Any]) -> bool:
     except ConsumerError:
         return False
     return True
+
+
+def test_a_node_that_wants_a_gpu_is_named(base: Path, tmp_path: Path) -> None:
+    """Grappler places what it inlines softly; what it does not inline, the C++ loader refuses."""
+    folder = changed(base, tmp_path / "device", on_a_gpu)
+    assert list(ke.check(folder).loadable[_HERE]) == ["python"]
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -56,7 +56,7 @@ def test_a_wrapper_is_one_call_with_its_own_order() -> None:
     # Inner argument 0 is the wrapper's argument 2, and so on; captures stay behind.
     assert list(call.input) == ["input2", "input0", "input1", "input3"]
     results = [definition.ret[output.name] for output in definition.signature.output_arg]
-    assert results == ["call:output:1", "call:output:0"]
+    assert results == [f"{call.name}:output:1", f"{call.name}:output:0"]
     assert wrapper.bindings == inner.bindings
     assert wrapper.concrete is None
     assert library.functions[wrapper.name] is wrapper
