@@ -134,8 +134,8 @@ def check(export_dir: str | os.PathLike[str], target: str | None = None) -> Comp
         export_dir: a directory that TensorFlow, Keras or keras_export wrote.
         target: `tensorflow==2.15`, `tensorflow>=2.13` (then every release from there on must load
             it), `tf-serving==2.14` (then the C++ loader alone counts), `2.15`; `tflite` or `onnx`:
-            the converter itself is asked, in a process of its own. Without one, all releases that
-            are known are judged.
+            the converter itself is asked, in a process of its own; `tfjs`: the converter's list of
+            ops is. Without one, all releases that are known are judged.
 
     Returns:
         What was found; `.ok` is the verdict, `.oldest` the oldest TensorFlow that can load it.
@@ -219,8 +219,8 @@ def parse_target(text: str | None) -> Target:
         raise ArgumentError(
             failure(
                 "check",
-                "target='tensorflow==2.15', 'tensorflow>=2.13', 'tf-serving==2.14', 'tflite' or "
-                "'onnx'",
+                "target='tensorflow==2.15', 'tensorflow>=2.13', 'tf-serving==2.14', 'tflite', "
+                "'onnx' or 'tfjs'",
                 f"target={text!r}",
             )
         ) from error  # fmt: skip

@@ -1,26 +1,31 @@
 """What the converters to other formats say of an artifact: they are asked themselves.
 
-In: the directory of a SavedModel and `tflite` or `onnx`. Out: a `Finding` for each op that the
-converter refuses. The invariant: the converter runs in a process of its own, where it may import
-what it likes; nothing that it writes is kept.
+In: the directory of a SavedModel and `tflite`, `onnx` or `tfjs`. Out: a `Finding` for each op that
+the converter refuses. The invariant: the converter runs in a process of its own, where it may
+import what it likes; nothing that it writes is kept. That of TensorFlow.js goes by a list of ops,
+and so do we.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 from keras_export.errors import ArgumentError
+from keras_export.lint import serving_functions
 from keras_export.refusals import REFUSED, Finding, Graph
 
 # What people call them -> the module that must be installed, and the extra that brings it.
-FORMATS = {"tflite": "tensorflow", "litert": "tensorflow", "onnx": "tf2onnx"}
+FORMATS = {"tflite": "tensorflow", "litert": "tensorflow", "onnx": "tf2onnx", "tfjs": ""}
 
 _SIGNATURES = ("serving_default", "serve")
 _SECONDS = 600
@@ -32,6 +37,11 @@ _LEFT_OVER = re.compile(
 )
 _CODE = re.compile(r"Error code: (ERROR_NEEDS_\w+)")
 _UNKNOWN_TO_ONNX = re.compile(r"Tensorflow op \[(?P<node>[^\]:]+): (?P<op>\w+)\] is not supported")
+
+# What the converter of TensorFlow.js freezes, inlines or takes out before it looks at the ops.
+_GONE_IN_JS = frozenset(("Assert", "CheckNumerics", "PartitionedCall", "Print", "ReadVariableOp",
+                         "ResourceGather", "ResourceGatherNd", "StatefulPartitionedCall",
+                         "VarHandleOp"))  # fmt: skip
 
 _TO_LITE = """
 import sys
@@ -52,6 +62,8 @@ def refusals_of(target: str, path: str, graph: Graph) -> list[Finding]:
     Raises:
         ArgumentError: the converter is not installed, or there is no signature to convert.
     """
+    if target == "tfjs":
+        return _merged(list(_unknown_to_js(graph)))
     module = FORMATS[target]
     if importlib.util.find_spec(module) is None:
         raise ArgumentError(
@@ -96,6 +108,25 @@ def _ask_onnx(path: str, key: str, graph: Graph) -> Iterator[Finding]:
         yield _finding("onnx", match, "", message, remedy, graph)
     if code and not matches:
         yield _unread("onnx", said)
+
+
+def _unknown_to_js(graph: Graph) -> Iterator[Finding]:
+    known = _js_ops() | _GONE_IN_JS
+    for name, function in serving_functions(graph).items():
+        for node in function.node_def:
+            if node.op not in known and node.op not in graph.library:
+                yield Finding(
+                    "op", node.op, REFUSED, f"TensorFlow.js has no op {node.op}.",
+                    "Move the step in front of the model, or keep it out of the signature.",
+                    ("tfjs",), (), name, node.name, graph.layers.of(name, node),
+                )  # fmt: skip
+
+
+@functools.cache
+def _js_ops() -> frozenset[str]:
+    """Source: the lists in the wheel `tensorflowjs`, by `scripts/tfjs_ops.py`."""
+    content = resources.files("keras_export").joinpath("data/tfjs_ops.json").read_text()
+    return frozenset(json.loads(content)["ops"])
 
 
 def _finding(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import pytest
 import tensorflow as tf
+import tfjs_ops
 
 import keras_export as ke
 
@@ -133,6 +136,33 @@ def test_litert_names_the_ops_that_it_has_not_and_their_layers(tmp_path: Path) -
     assert first.readers == ("litert",) and first.function and "SELECT_TF_OPS" in first.remedy
     ke.export(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), tmp_path / "plain")
     assert ke.check(tmp_path / "plain", "tflite").ok
+
+
+def test_tensorflow_js_is_judged_by_the_list_of_its_converter(tmp_path: Path) -> None:
+    text = keras.layers.TextVectorization(output_sequence_length=3, vocabulary=["a", "b"])
+    model = keras.Sequential([keras.Input((1,), dtype="string", name="x"), text])
+    ke.export(model, tmp_path / "text")
+    report = ke.check(tmp_path / "text", "tfjs")
+    subjects = {finding.subject for finding in report.findings}
+    assert not report.ok and "StringLower" in subjects and "StaticRegexReplace" not in subjects
+    first = next(x for x in report.findings if x.subject == "StringLower")
+    assert first.readers == ("tfjs",) and first.function and "in front" in first.remedy
+    layers = [keras.Input((9,), dtype="int32"), keras.layers.Embedding(5, 4),
+              keras.layers.Conv1D(3, 2), keras.layers.BatchNormalization(),
+              keras.layers.LSTM(4), keras.layers.Dense(1, "sigmoid")]  # fmt: skip
+    ke.export(keras.Sequential(layers), tmp_path / "plain")
+    assert ke.check(tmp_path / "plain", "tfjs").ok
+
+
+def test_the_list_for_tensorflow_js_is_read_from_a_wheel(tmp_path: Path) -> None:
+    wheel = tmp_path / "tensorflowjs-9.8.7-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as content:
+        content.writestr("tensorflowjs/op_list/b.json", '[{"tfOpName": "Mul"}]')
+        content.writestr("tensorflowjs/op_list/a.json", '[{"tfOpName": "Sub"}]')
+        content.writestr("tensorflowjs/other.json", '[{"tfOpName": "Div"}]')
+    tfjs_ops.main(["--wheel", str(wheel), "--out", str(tmp_path / "ops.json")])
+    written = json.loads((tmp_path / "ops.json").read_text())
+    assert written == {"tensorflowjs": "9.8.7", "ops": ["Mul", "Sub"]}
 
 
 def test_a_converter_that_is_not_installed_is_named(

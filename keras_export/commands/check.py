@@ -10,7 +10,7 @@ HELP = "whether a consumer can load a SavedModel, or the oldest TensorFlow that 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("artifact", help="directory of the SavedModel")
-    help = "tensorflow==2.15, tensorflow>=2.13, tf-serving==2.14, tflite, onnx"
+    help = "tensorflow==2.15, tensorflow>=2.13, tf-serving==2.14, tflite, onnx, tfjs"
     parser.add_argument("--target", help=help)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
