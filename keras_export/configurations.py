@@ -119,13 +119,15 @@ def _layers(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 def _module_of(name: str, node: Mapping[str, Any]) -> str | None:
     if name == "Functional":
         return "keras.src.models.functional"
-    found = None if _is_operation(name, node) else _space_of(name)
+    is_operation = _is_operation(name, node)
+    found = None if is_operation else _space_of(name)
     if found is not None:
         return f"keras.{found}".rstrip(".")
-    # Operations on tensors are classes without a public name.
-    for module in sorted(sys.modules):
-        if module.startswith("keras.src.ops.") and _is_class_of_keras(module, name):
-            return module
+    # Operations on tensors are classes without a public name, some layers have another there.
+    for place in ("keras.src.ops.", *(() if is_operation else ("keras.src.layers.",))):
+        for module in sorted(sys.modules):
+            if module.startswith(place) and _is_class_of_keras(module, name):
+                return module
     return None
 
 

@@ -132,6 +132,18 @@ def test_progress_is_told_in_bytes(name: str, tmp_path: Path) -> None:
     assert told == sorted(told, key=lambda what: what[0])
 
 
+def test_a_layer_whose_class_has_another_name_than_keras_gives_it(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    x = keras.Input((3, 4), name="x")
+    y = keras.layers.GroupQueryAttention(2, 4, 2, name="y")(x, x)  # GroupedQueryAttention
+    model = keras.Model(x, y)
+    ke.convert(saved(model, tmp_path / "model.h5"), tmp_path / "out")
+    value = _X[:, :4].reshape(1, 4, 4)[:, :3]
+    found = consumers.tf(tmp_path / "out").signature(x=value)
+    assert_same(found, {"y": model(value).numpy()}, rtol=1e-5, atol=1e-6)
+
+
 def test_an_unpacked_archive_is_converted_and_not_touched(tmp_path: Path) -> None:
     import zipfile
 
