@@ -10,6 +10,7 @@ tables' functions, Keras's lists of layers) comes after them.
 from __future__ import annotations
 
 import collections
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -253,12 +254,18 @@ def _keras() -> Any:
     return module if module is not None and hasattr(module, "optimizers") else None
 
 
+@functools.lru_cache(maxsize=1024)
+def _function_kind(cls: type) -> Literal["function", "concrete_function"] | None:
+    # These are abstract base classes, which take long to say that they do not know an object.
+    if issubclass(cls, tfi.PolymorphicFunction):
+        return "function"
+    return "concrete_function" if issubclass(cls, tfi.ConcreteFunction) else None
+
+
 def kind_of(obj: Any) -> Kind:
     """What a SavedModel stores `obj` as."""
-    if isinstance(obj, tfi.PolymorphicFunction):
-        return "function"
-    if isinstance(obj, tfi.ConcreteFunction):
-        return "concrete_function"
+    if (function := _function_kind(obj.__class__)) is not None:
+        return function
     if isinstance(obj, tf.saved_model.Asset):
         return "asset"
     if tfi.is_resource_variable(obj):
@@ -310,10 +317,11 @@ class _Walk:
         queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])
         while queue:
             path, obj = queue.popleft()
-            if id(obj) in seen or isinstance(obj, tfi.ConcreteFunction):
+            kind = _function_kind(obj.__class__)
+            if id(obj) in seen or kind == "concrete_function":
                 continue
             seen[id(obj)] = obj
-            traced = traced or isinstance(obj, tfi.PolymorphicFunction)
+            traced = traced or kind == "function"
             children = {**self.checkpoint_children(obj, path)}
             children.update(self.saved_model_children(obj, path))
             queue.extend(((*path, name), child) for name, child in children.items())
@@ -353,13 +361,13 @@ class _Walk:
         return known[1]
 
     def _list_checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
-        if isinstance(obj, (Collection, tfi.PolymorphicFunction, tfi.ConcreteFunction)):
+        if isinstance(obj, Collection) or _function_kind(obj.__class__):
             return {}
         found = _list(obj, path, lambda: self._listing.children(obj))
         return {
             name: child
             for name, child in found.items()
-            if not isinstance(child, (tfi.PolymorphicFunction, tfi.ConcreteFunction))
+            if not _function_kind(child.__class__)
             and not self._exclude(child)
         }
 
@@ -375,11 +383,12 @@ class _Walk:
     def _list_saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(obj, Collection):
             return obj.items
-        if isinstance(obj, tfi.PolymorphicFunction):
+        kind = _function_kind(obj.__class__)
+        if kind == "function":
             # Named by the traces themselves in the artifact; listing them here traces the function.
             _list(obj, path, obj._list_all_concrete_functions_for_serialization)
             return {}
-        if isinstance(obj, tfi.ConcreteFunction) or is_keras_optimizer(obj):
+        if kind == "concrete_function" or is_keras_optimizer(obj):
             return {}
         if is_keras_layer(obj):
             names = self._function_names.get(type(obj))
@@ -409,7 +418,7 @@ def _keras_functions(layer: Any, of_class: Iterable[str]) -> dict[str, Any]:
     """
     names = dict.fromkeys(of_class)
     for name, value in vars(layer).items():
-        if isinstance(value, (tfi.PolymorphicFunction, tfi.ConcreteFunction)):
+        if _function_kind(value.__class__):
             names[name] = None
     return {
         name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS
