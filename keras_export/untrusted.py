@@ -477,8 +477,9 @@ def _weights_group(file: Any) -> Any:
 
 
 def _address(group: Any) -> tuple[int, int]:
-    info = h5py.h5o.get_info(group.id)
-    return info.fileno, info.addr
+    # Not h5o.get_info: it measures the group's heap and tree, for ever where they are damaged.
+    found = h5py.h5g.get_objinfo(group.id)
+    return found.fileno, found.objno
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import lzma
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import keras_export as ke
 _REPOSITORY = Path(ke.__file__).parent.parent
 _SCRIPT = Path(__file__).with_name("fuzz_process.py")
 _MOST_BYTES = 512 << 20
+_SECONDS = 300  # it takes one, if it ends
 
 
 def fuzzed(folder: Path, count: int) -> dict[str, int]:
@@ -42,6 +44,19 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_twenty_thousand_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     assert sum(fuzzed(tmp_path, 20_000).values()) >= 19_000
+
+
+def test_a_tree_that_leads_back_to_itself_is_not_followed_for_ever(tmp_path: Path) -> None:
+    # A mutated file that the fuzzing found.
+    packed = Path(__file__).parent / "data" / "looping.h5.xz"
+    path = tmp_path / "looping.h5"
+    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    code = "import sys\nfrom keras_export import untrusted\nuntrusted.open_source(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(path), str(tmp_path)]
+    found = subprocess.run(
+        command, capture_output=True, text=True, cwd=_REPOSITORY, timeout=_SECONDS
+    )
+    assert "DamagedFileError" in found.stderr
 
 
 def test_files_are_looked_through_without_tensorflow_and_keras(tmp_path: Path) -> None:
