@@ -1,8 +1,8 @@
 """Makes the figures of the README and of the documentation from the results of a benchmark.
 
-In: `benchmark.json`, which `run.py` wrote. Out: plots in `docs/figures/`, and the table between two
-marks of `README.md`. The invariant: no figure is typed by hand; the results lie in
-`benchmarks/published/`, and the suite compares the README with them.
+In: `benchmark.json`, which `run.py` wrote. Out: plots in `docs/figures/`, `docs/benchmarks.md`, and
+the table between two marks of `README.md`. The invariant: no figure is typed by hand; the results
+lie in `benchmarks/published/`, and the suite compares the texts with them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot
-from table import KERAS, OURS, TENSORFLOW
+from table import KERAS, OURS, TENSORFLOW, markdown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 PUBLISHED = _REPOSITORY / "benchmarks" / "published" / "benchmark.json"
 README = _REPOSITORY / "README.md"
 FIGURES = _REPOSITORY / "docs" / "figures"
+PAGE = _REPOSITORY / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 _MODEL = "EfficientNetB7"
@@ -39,6 +40,7 @@ _QUANTITIES = {
 def main() -> None:
     results = json.loads(PUBLISHED.read_text())
     README.write_text(with_figures(README.read_text(), results))
+    PAGE.write_text(page(results))
     FIGURES.mkdir(exist_ok=True)
     # Without these two the file changes with each run.
     with mpl.rc_context({"svg.hashsalt": "keras_export", "font.size": 10}):
@@ -55,6 +57,15 @@ def with_figures(readme: str, results: Mapping[str, Any]) -> str:
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{_table(results)}\n{END}{after}"
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """All results, with the plots above them."""
+    plots = ["![Times that others take, by model](figures/ratios.svg)"]
+    if results.get("growth"):
+        plots.append("![Seconds of a first export, by size](figures/growth.svg)")
+    title, _, rest = markdown(results).partition("\n\n")
+    return "\n\n".join([f"{title}s", *plots, rest])
 
 
 def _table(results: Mapping[str, Any]) -> str:
@@ -146,6 +157,10 @@ def growth(results: Mapping[str, Any]) -> Any:
                 axis.plot(*zip(*points, strict=True), style, marker="o", color=_COLORS[label],
                           label="one trace" if label == "trace" else label)
         axis.set(xscale="log", yscale="log", xlabel=shown)
+        sizes = [x["size"] for x in found]
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("seconds of a first export")
