@@ -166,7 +166,7 @@ def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) 
     targets.check_target(export_dir)
     with early_writing.EarlyBundle(export_dir) as early:
         exporter = Exporter(*args, **kwargs, _early=early)
-        return exporter.snapshot()._write(export_dir, early=early)
+        return exporter.snapshot().write(export_dir)
 
 
 class Exporter:
@@ -252,7 +252,8 @@ class Exporter:
         )
         compatibility.parse_target(target)  # a wrong one is refused before the work
         self._target, self._warmup = target, warmup
-        self._assemble(self._request, _early)
+        self._early = _early
+        self._assemble(self._request)
 
     def retrace(self) -> None:
         """Traces and assembles again, also the `tf.function`s that were passed as signatures.
@@ -265,9 +266,8 @@ class Exporter:
         fresh = signature_rules.untraced(self._request.signatures)
         self._assemble(dataclasses.replace(self._request, signatures=fresh))
 
-    def _assemble(
-        self, request: ExportRequest, early: early_writing.EarlyBundle | None = None
-    ) -> None:
+    def _assemble(self, request: ExportRequest) -> None:
+        early = self._early
         before_trace = None if early is None else functools.partial(early.begin, request)
         self._plan = assembly.assemble(request, before_trace)
         self._stamp = None if early is not None else _stamp(self._request)
@@ -305,7 +305,7 @@ class Exporter:
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
         values = variables.read_values(self._plan.checkpoint)
-        return Snapshot(self._plan, values, seconds, self._warmup, self._target)
+        return Snapshot(self._plan, values, seconds, self._warmup, self._target, self._early)
 
 
 class Snapshot:
@@ -318,11 +318,12 @@ class Snapshot:
         seconds: Mapping[str, float],
         warmup: Any = None,
         target: str | None = None,
+        early: early_writing.EarlyBundle | None = None,
     ):
         self._plan = plan
         self._values = values
         self._seconds = dict(seconds)
-        self._warmup, self._target = warmup, target
+        self._warmup, self._target, self._early = warmup, target, early
 
     @property
     def functions(self) -> Mapping[str, SignatureFunction]:
@@ -361,33 +362,13 @@ class Snapshot:
             ArgumentError: `warmup` does not fit; likewise.
             IncompatibleError: the exporter's `target` cannot load it; likewise.
         """
-        return self._write(
-            export_dir,
-            exclusive=exclusive,
-            warmup=warmup,
-            extras=extras,
-            shared=shared,
-            check=check,
-            above=above,
-        )
-
-    def _write(
-        self,
-        export_dir: str | os.PathLike[str],
-        *,
-        exclusive: bool = False,
-        warmup: Any = None,
-        extras: Mapping[str, bytes] | None = None,
-        shared: SharedFiles | None = None,
-        check: Callable[[str], Sequence[str]] | None = None,
-        above: str | os.PathLike[str] | None = None,
-        early: early_writing.EarlyBundle | None = None,
-    ) -> ExportReport:
         chosen = self._warmup if warmup is None else warmup
         requests = warmups.requests_of(chosen, self._plan.signatures)
         started = time.perf_counter()
         shared = shared or SharedFiles()
-        staged = None if early is None else early.take(self._plan.checkpoint, self._values)
+        staged = None
+        if self._early is not None:
+            staged = self._early.take(self._plan.checkpoint, self._values)
         values = self._values if staged is None else None
         with contextlib.ExitStack() as stack:
             staging = staged or stack.enter_context(publishing.stage(export_dir, above=above))
