@@ -43,8 +43,9 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
         for module, name, answer in tfi.keras_device_questions()
     ]
     changes += [
-        (module, name, functools.partial(_by_last_axis, getattr(module, name)))
+        (module, name, functools.partial(_by_last_axis, normalize, inspect.signature(normalize)))
         for module, name in tfi.keras_batch_normalization()
+        for normalize in [getattr(module, name)]
     ]
     # "auto" is the same to whoever uses the layer meanwhile: cuDNN where it can be had.
     changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
@@ -64,10 +65,12 @@ def _asked(question: Callable[[], bool], answer: bool) -> bool:
     return answer if getattr(_THREAD, "portable", False) else question()
 
 
-def _by_last_axis(normalize: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _by_last_axis(
+    normalize: Callable[..., Any], signature: inspect.Signature, *args: Any, **kwargs: Any
+) -> Any:
     if not getattr(_THREAD, "portable", False):
         return normalize(*args, **kwargs)
-    call = inspect.signature(normalize).bind(*args, **kwargs)
+    call = signature.bind(*args, **kwargs)
     if call.arguments.get("axis") == len(call.arguments["x"].shape) - 1:
         call.arguments["axis"] = -1
     return normalize(*call.args, **call.kwargs)
