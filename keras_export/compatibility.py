@@ -19,9 +19,10 @@ from packaging.utils import canonicalize_name
 
 from keras_export import converters, releases
 from keras_export.errors import ArgumentError, IncompatibleError, failure
-from keras_export.inspection import read_graph
+from keras_export.inspection import read_graphs
 from keras_export.lint import advice_on
-from keras_export.refusals import CPP, PYTHON, REFUSED, Finding, Graph, findings_of, span
+from keras_export.node_kinds import CPP, PYTHON, Graph
+from keras_export.refusals import REFUSED, Finding, findings_of, span
 from keras_export.releases import Release
 
 # What people call them -> whether Python's loader takes part.
@@ -119,6 +120,9 @@ class CompatibilityReport:
         if self.oldest is not None:
             first = self.oldest == next(iter(releases.known()))
             oldest = f"loads in TensorFlow {self.oldest} {'or older' if first else 'at the oldest'}"
+        elif partly := [name for name, able in self.loadable.items() if able]:
+            who = "Python" if PYTHON in self.loadable[partly[-1]] else "C++"
+            oldest = f"{who} alone can load it, in TensorFlow {span(partly)}"
         if self.target is None:
             return oldest
         verdict = "can" if self.ok else "loads it and loses something" if self.loads else "cannot"
@@ -153,7 +157,9 @@ def check(export_dir: str | os.PathLike[str], target: str | None = None) -> Comp
     """
     wanted = parse_target(target)
     path = os.fspath(export_dir)
-    meta_graph, _ = read_graph(path)
+    (meta_graph, *others), _ = read_graphs(path)
+    if others:
+        wanted = replace(wanted, notes=(*wanted.notes, _one_of_many(meta_graph, others)))
     return _judge(path, Graph(meta_graph), wanted)
 
 
@@ -248,6 +254,15 @@ def _limits(specifier: Any, known: Mapping[str, Release]) -> Iterator[str]:
     major, minor = first.split(".")
     if specifier.contains(f"{major}.{int(minor) - 1}"):
         yield f"Releases before {first} are not known, and were not judged."
+
+
+def _one_of_many(judged: Any, others: list[Any]) -> str:
+    """That an artifact holds other MetaGraphs, which were not judged."""
+    tags, *rest = (str(sorted(x.meta_info_def.tags)) for x in (judged, *others))
+    return (
+        f"The artifact holds {len(rest) + 1} MetaGraphs. Judged was the one with the tags {tags}, "
+        f"not {', '.join(rest)}; `tf.saved_model.load` must be told `tags={tags}`."
+    )
 
 
 # -- the verdict ---------------------------------------------------------------------------------

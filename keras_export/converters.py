@@ -22,7 +22,8 @@ from typing import Any
 
 from keras_export.errors import ArgumentError
 from keras_export.lint import serving_functions
-from keras_export.refusals import REFUSED, Finding, Graph
+from keras_export.node_kinds import Graph
+from keras_export.refusals import REFUSED, Finding
 
 # What people call them -> the module that must be installed, and the extra that brings it.
 FORMATS = {"tflite": "tensorflow", "litert": "tensorflow", "onnx": "tf2onnx", "tfjs": ""}

@@ -336,7 +336,16 @@ def bundle_prefix(path: str) -> str:
 
 
 def read_graph(path: str) -> tuple[Any, int]:
-    """The first MetaGraph of an artifact and the size of its file in bytes."""
+    """The MetaGraph of an artifact that servers ask for, and the size of its file in bytes."""
+    found, size = read_graphs(path)
+    return found[0], size
+
+
+def read_graphs(path: str) -> tuple[list[Any], int]:
+    """The MetaGraphs of an artifact and the size of its file in bytes.
+
+    The first is the one with the tag `serve` alone, for which servers ask, if there is one.
+    """
     file = os.path.join(path, "saved_model.pb")
     if not is_file(file):
         raise ArgumentError(
@@ -346,11 +355,18 @@ def read_graph(path: str) -> tuple[Any, int]:
         )
     content = bytes_of(file)
     try:
-        return protos.SavedModel.FromString(content).meta_graphs[0], len(content)
-    except (protos.DecodeError, IndexError) as error:
-        raise DamagedFileError(
-            f"Cannot read {file}: it is damaged or no SavedModel. Export the model again."
-        ) from error
+        found = list(protos.SavedModel.FromString(content).meta_graphs)
+    except protos.DecodeError as error:
+        raise _no_graph(file) from error
+    if not found:
+        raise _no_graph(file)
+    return sorted(found, key=lambda x: list(x.meta_info_def.tags) != ["serve"]), len(content)
+
+
+def _no_graph(file: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"Cannot read {file}: it is damaged or no SavedModel. Export the model again."
+    )
 
 
 def nodes_of(meta_graph: Any) -> Iterator[tuple[str, Any]]:

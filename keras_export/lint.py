@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_export import protos, releases
-from keras_export.refusals import CPP, PYTHON, Finding, Graph
+from keras_export.node_kinds import CPP, PYTHON, Graph
+from keras_export.refusals import Finding
 
 ADVICE = "advice"
 

@@ -298,11 +298,13 @@ def _add_save_restore(objects: _ObjectGraph, item: SaveRestore) -> None:
     positional = 1 if item.key is None else item.save.concrete._num_positional_args
     saved = _add_bare_function(objects, item.save, positional)
     if item.key is not None:
-        # Without a spec, TensorFlow 2.13 does not make a tensor of the key that it calls this with.
+        # Without a spec TensorFlow 2.13 does not make a tensor of the key that it calls this with,
+        # nor does 2.12 without the signature in it.
         names = list(saved.argument_keywords)
         fullargspec = tfi.FullArgSpec(names, None, None, None, [], None, {})
         structures.encode_into(fullargspec, saved.function_spec.fullargspec)
-        saved.function_spec.input_signature.none_value.SetInParent()
+        positional_specs, _ = item.save.input_signature
+        structures.encode_into(tuple(positional_specs), saved.function_spec.input_signature)
     proto.save_function = objects.ids[id(item.save)]
     positional = 1 if item.key is None else item.restore.concrete._num_positional_args
     _add_bare_function(objects, item.restore, positional)

@@ -33,7 +33,11 @@ _SCALARS = {
 _MESSAGES = {
     "SavedModel": "meta_graphs=2:MetaGraph*",
     "MetaGraph": "meta_info_def=1:MetaInfo graph_def=2:Graph saver_def=3:Saver "
-    "signature_def=5:SignatureEntry* asset_file_def=6:AssetFile* object_graph_def=7:SavedObjects",
+    "collection_def=4:CollectionEntry* signature_def=5:SignatureEntry* asset_file_def=6:AssetFile* "
+    "object_graph_def=7:SavedObjects",
+    "CollectionEntry": "key=1:string value=2:Collection",
+    "Collection": "node_list=1:NodeList",
+    "NodeList": "value=1:string*",
     "MetaInfo": "stripped_op_list=2:OpList tags=4:string* tensorflow_version=5:string",
     "OpList": "op=1:OpDef*",
     "OpDef": "name=1:string attr=4:AttrDef*",
@@ -45,7 +49,8 @@ _MESSAGES = {
     "TensorEntry": "key=1:string value=2:Tensor",
     "Tensor": "name=1:string dtype=2:int tensor_shape=3:Shape coo_sparse=4:Sparse "
     "composite_tensor=5:Composite",
-    "Sparse": "values_tensor_name=1:string",
+    "Sparse": "values_tensor_name=1:string indices_tensor_name=2:string "
+    "dense_shape_tensor_name=3:string",
     "Composite": "type_spec=1:TypeSpec components=2:Tensor*",
     "TypeSpec": "type_spec_class=1:int type_state=2:Value type_spec_class_name=3:string",
     "Value": "float64_value=11:fixed64? int64_value=12:sint? string_value=13:string? "
@@ -69,7 +74,7 @@ _MESSAGES = {
     "ConcreteEntry": "key=1:string value=2:Concrete",
     "Concrete": "canonicalized_input_signature=3:Value",
     "SavedBare": "concrete_function_name=1:string argument_keywords=2:string* function_spec=4:Spec",
-    "Spec": "fullargspec=1:Value",
+    "Spec": "fullargspec=1:Value input_signature=5:Value",
     "SaveableEntry": "key=1:string value=2:Saveable",
     "Saveable": "save_function=2:int",
     "SavedVariable": "dtype=1:int shape=2:Shape trainable=3:bool name=6:string",
@@ -80,7 +85,9 @@ _MESSAGES = {
     "Graph": "node=1:Node* library=2:Library versions=4:Versions",
     "Versions": "producer=1:int min_consumer=2:int bad_consumers=3:int*",
     "Library": "function=1:Function*",
-    "Function": "signature=1:FunctionName node_def=3:Node* attr=5:AttrEntry*",
+    "Function": "signature=1:FunctionName node_def=3:Node* ret=4:Result* attr=5:AttrEntry* "
+    "control_ret=6:Result*",
+    "Result": "key=1:string value=2:string",
     "FunctionName": "name=1:string input_arg=2:Argument*",
     "Argument": "name=1:string type=3:int",
     "Node": "name=1:string op=2:string input=3:string* device=4:string attr=5:AttrEntry*",

@@ -3,27 +3,37 @@
 In: a MetaGraph, as `protos` describes it, and a `Release`. Out: `Finding`s. The invariant: a
 finding is what a loader of that release does, and not what it might do.
 
-Two readers differ. Python's `tf.saved_model.load` imports every function of the library and
-ignores the main graph; the C++ loader, as in TensorFlow Serving, takes the main graph with the
-functions that it reaches and ignores the others. Neither refuses an attribute that it does not
-know: it leaves it out, and what the attribute meant is lost.
+No loader refuses an attribute that it does not know: it leaves it out, and what the attribute
+meant is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 from keras_export import protos, releases
-from keras_export.layers import Layers
+from keras_export.node_kinds import (
+    CPP,
+    DEVICE,
+    ELSEWHERE,
+    IMPORTED,
+    PLACED,
+    PYTHON,
+    RUN,
+    Graph,
+    Kind,
+    bytes_of,
+)
 from keras_export.releases import Op, Release
 
-PYTHON, CPP = "python", "c++"
 REFUSED, IGNORED = "refused", "ignored"
 
 _MOST_TEXT = 60
+
+# tensorflow/cc/saved_model/tag_constants.h
+_SERVED = "serve"
 
 # Attributes that change neither values nor shapes: names, hints for gradients, threads.
 _HINTS = frozenset(
@@ -54,7 +64,8 @@ class Finding:
     """Something in an artifact that a consumer lacks.
 
     Attributes:
-        problem: `op`, `attribute`, `dtype`, `value`, `kernel`, `device`, `object` or `version`.
+        problem: `op`, `attribute`, `dtype`, `value`, `kernel`, `device`, `object`, `variable`,
+            `table`, `tags` or `version`.
         subject: the op, `Op.attribute`, or what else it is about.
         effect: `refused`, the consumer fails; `ignored`, it loads, and the meaning is lost.
         message: what is wrong, and what the consumer has instead.
@@ -95,129 +106,6 @@ class Finding:
         return f"{self.effect}{who}: {self.message}{where} {self.remedy}"
 
 
-# -- what a graph consists of ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Nodes of one op with the same attributes.
-
-    Attributes:
-        op: their op.
-        attributes: as messages, by name.
-        device: where they must run; mostly empty.
-    """
-
-    op: str
-    attributes: Mapping[str, Any]
-    device: str
-
-
-@dataclass
-class _Places:
-    """Where nodes of a kind stand, apart by who meets them; `run` if a kernel runs them."""
-
-    python: list[tuple[str, Any]] = field(default_factory=list)
-    cpp: list[tuple[str, Any]] = field(default_factory=list)
-    run: list[tuple[str, Any]] = field(default_factory=list)
-
-    def of(self, problem: _Problem) -> list[tuple[str, list[tuple[str, Any]]]]:
-        """Who meets a problem at which nodes."""
-        if problem.problem == "device":  # Python places softly
-            return [(CPP, self.run)]
-        if problem.at_run:
-            return [(PYTHON, self.run), (CPP, self.run)]
-        return [(PYTHON, self.python), (CPP, self.cpp)]
-
-
-class Graph:
-    """A MetaGraph by kinds of nodes."""
-
-    def __init__(self, meta_graph: Any) -> None:
-        self.meta_graph = meta_graph
-        self.library = {f.signature.name: f for f in meta_graph.graph_def.library.function}
-        reached = self._reached()
-        self.kinds: dict[Any, tuple[_Kind, _Places]] = {}
-        for name, nodes in self._bodies():
-            for node in nodes:
-                if node.op in self.library:
-                    continue
-                places = self._places_of(node)
-                if name:
-                    places.python.append((name, node))
-                if name in reached:
-                    places.cpp.append((name, node))
-                    if reached[name]:
-                        places.run.append((name, node))
-
-    @cached_property
-    def layers(self) -> Layers:
-        """Which layer a node belongs to."""
-        return Layers(self.meta_graph)
-
-    @cached_property
-    def own_defaults(self) -> dict[tuple[str, str], bytes]:
-        """Defaults of attributes that the artifact's own list of ops gives."""
-        return {
-            (op.name, attr.name): _bytes(attr.default_value)
-            for op in self.meta_graph.meta_info_def.stripped_op_list.op
-            for attr in op.attr
-            if attr.HasField("default_value")
-        }
-
-    def _bodies(self) -> Iterator[tuple[str, Any]]:
-        yield "", self.meta_graph.graph_def.node
-        for name, function in self.library.items():
-            yield name, function.node_def
-
-    def _places_of(self, node: Any) -> _Places:
-        attributes = {x.key: x.value for x in node.attr if not x.key.startswith("_")}
-        values = (
-            (name, _bytes(x))
-            for name, x in attributes.items()
-            if x.WhichOneof("value") not in ("tensor", "func", "shape")
-        )
-        key = (node.op, tuple(sorted(values)), tuple(sorted(attributes)), node.device)
-        if key not in self.kinds:
-            self.kinds[key] = (_Kind(node.op, attributes, node.device), _Places())
-        return self.kinds[key][1]
-
-    def _reached(self) -> dict[str, bool]:
-        """The functions that the main graph reaches, `""` too -> whether kernels run them."""
-        found: dict[str, bool] = {}
-        waiting = [("", self.meta_graph.graph_def.node, True)]
-        while waiting:
-            name, nodes, runs = waiting.pop()
-            if found.get(name, False) or (name in found and not runs):
-                continue
-            found[name] = runs
-            for node in nodes:
-                compiled = _is_compiled(node.attr)
-                for callee in self.callees(node):
-                    function = self.library[callee]
-                    kernels = runs and not compiled and not _is_compiled(function.attr)
-                    waiting.append((callee, function.node_def, kernels))
-        return found
-
-    def callees(self, node: Any) -> Iterator[str]:
-        """The library functions that a node calls."""
-        if node.op in self.library:
-            yield node.op
-        for entry in node.attr:
-            functions = [entry.value.func, *entry.value.list.func]
-            yield from (x.name for x in functions if x.name in self.library)
-
-
-def _is_compiled(attributes: Iterable[Any]) -> bool:
-    """Whether XLA makes the code: it needs no kernels."""
-    return any(x.key == "_XlaMustCompile" and x.value.b for x in attributes)
-
-
-def _bytes(message: Any) -> bytes:
-    content: bytes = message.SerializeToString(deterministic=True)
-    return content
-
-
 # -- what a release makes of it -------------------------------------------------------------------
 
 
@@ -230,16 +118,18 @@ class _Problem:
     effect: str
     message: str
     remedy: str
-    at_run: bool = False
+    when: str = IMPORTED
 
 
 def findings_of(graph: Graph, release: Release) -> Iterator[Finding]:
     """What one release has against a graph, one finding for nodes that are alike."""
-    yield from _version_findings(graph.meta_graph.graph_def.versions, release)
+    yield from _version_findings(graph, release)
+    yield from _tag_findings(graph.meta_graph.meta_info_def.tags, release)
+    yield from _unfilled_findings(graph, release)
     yield from _table_findings(graph.meta_graph.object_graph_def, release)
     for kind, places in graph.kinds.values():
         for problem in _problems(kind, graph, release):
-            concerned = [(reader, where) for reader, where in places.of(problem) if where]
+            concerned = [(reader, where) for reader, where in places.of(problem.when) if where]
             if not concerned:
                 continue
             function, node = concerned[0][1][0]
@@ -250,8 +140,10 @@ def findings_of(graph: Graph, release: Release) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _version_findings(versions: Any, release: Release) -> Iterator[Finding]:
-    # Python's loader makes graphs of its own and does not look at these.
+def _version_findings(graph: Graph, release: Release) -> Iterator[Finding]:
+    versions = graph.meta_graph.graph_def.versions
+    # Where there are objects, Python's loader makes graphs of its own and does not look at these.
+    readers = (CPP,) if graph.has_objects else (PYTHON, CPP)
     expected = ""
     if versions.min_consumer > release.producer:
         expected = f"a consumer of GraphDef version {versions.min_consumer} at least"
@@ -263,34 +155,71 @@ def _version_findings(versions: Any, release: Release) -> Iterator[Finding]:
         yield Finding(
             "version", "graph_def.versions", REFUSED,
             f"The graph asks for {expected}; TensorFlow {release.name} is {release.producer}.",
-            "Export it again, or deploy on another TensorFlow.", (CPP,), (release.name,),
+            "Export it again, or deploy on another TensorFlow.", readers, (release.name,),
         )  # fmt: skip
+
+
+def _tag_findings(tags: Iterable[str], release: Release) -> Iterator[Finding]:
+    if set(tags) != {_SERVED}:
+        named = _listed(sorted(tags)) or "none"
+        yield Finding(
+            "tags", named, REFUSED,
+            f"TensorFlow Serving asks for the tag {_SERVED} alone; the artifact has {named}.",
+            f"Export it with the tag {_SERVED}, or give the loader these tags.",
+            (CPP,), (release.name,),
+        )  # fmt: skip
+
+
+def _unfilled_findings(graph: Graph, release: Release) -> Iterator[Finding]:
+    """Variables and tables that the signatures read, and that are empty after loading.
+
+    Python's loader fills the objects of an artifact by itself, from the checkpoint; and where
+    there are none, the tables whose initializers are in a collection.
+    """
+    collections = {entry.key for entry in graph.meta_graph.collection_def}
+    tables = [node for node in graph.execution.unfilled if "Table" in node.op]
+    variables = [node for node in graph.execution.unfilled if "Table" not in node.op]
+    for what, nodes, by_python in (
+        ("variable", variables, graph.has_objects),
+        ("table", tables, graph.has_objects or "table_initializer" in collections),
+    ):
+        if nodes:
+            name = nodes[0].name
+            yield Finding(
+                what, name, REFUSED,
+                f"A signature reads the {what} {name}, which neither the saver nor the init op "
+                "fills.", "Export the model with `keras_export.export` or `keras_export.save`.",
+                (CPP,) if by_python else (PYTHON, CPP), (release.name,), "", name,
+                count=len(nodes),
+            )  # fmt: skip
 
 
 def _table_findings(objects: Any, release: Release) -> Iterator[Finding]:
     """Objects that save themselves by a function of a key, as tables do.
 
     Loaders call it with a Python string. A function that takes tensors alone refuses that in the
-    first releases, and with a `function_spec` in the very first.
+    first releases without a `function_spec`, and in the very first without a signature in that.
     """
     if release.name not in _STRICT_ABOUT_KEYS:
         return
     for saved in objects.nodes:
         for entry in saved.saveable_objects:
             bare = objects.nodes[entry.value.save_function].bare_concrete_function
-            spared = bare.HasField("function_spec") and release.name != _STRICT_ABOUT_KEYS[0]
+            spared = bare.HasField("function_spec") and (
+                release.name != _STRICT_ABOUT_KEYS[0]
+                or bare.function_spec.input_signature.WhichOneof("value") is not None
+            )
             if bare.argument_keywords and not spared:
                 yield Finding(
                     "object", "saveable_objects", REFUSED,
                     f"Python's loader of TensorFlow {release.name} cannot call "
                     f"{bare.concrete_function_name}, by which a table is saved.",
-                    "Use a StaticHashTable, or `keras_export.export`, which leaves out tables "
-                    "that no signature looks into.",
+                    "Export the model with `keras_export.export` or `keras_export.save`.",
                     (PYTHON,), (release.name,), bare.concrete_function_name,
                 )  # fmt: skip
 
 
-def _problems(kind: _Kind, graph: Graph, release: Release) -> Iterator[_Problem]:
+def _problems(kind: Kind, graph: Graph, release: Release) -> Iterator[_Problem]:
     op = release.ops.get(kind.op)
     if op is None:
         yield _unknown_op(kind.op, release)
@@ -323,7 +252,7 @@ def _unknown_op(op: str, release: Release) -> _Problem:
     )  # fmt: skip
 
 
-def _attribute_problems(kind: _Kind, op: Op, graph: Graph, release: Release) -> Iterator[_Problem]:
+def _attribute_problems(kind: Kind, op: Op, graph: Graph, release: Release) -> Iterator[_Problem]:
     unknown = [name for name in kind.attributes if name not in op.attributes]
     for name in sorted(unknown):
         problem = _unknown_attribute(kind, name, graph, release)
@@ -343,7 +272,7 @@ def _attribute_problems(kind: _Kind, op: Op, graph: Graph, release: Release) -> 
             yield from _value_problems(subject, attribute, value, release)
 
 
-def _unknown_attribute(kind: _Kind, name: str, graph: Graph, release: Release) -> _Problem | None:
+def _unknown_attribute(kind: Kind, name: str, graph: Graph, release: Release) -> _Problem | None:
     value, subject = kind.attributes[name], f"{kind.op}.{name}"
     having = [
         other
@@ -366,7 +295,7 @@ def _unknown_attribute(kind: _Kind, name: str, graph: Graph, release: Release) -
     return _Problem("attribute", subject, IGNORED, message, remedy)
 
 
-def _other_tensors(kind: _Kind, here: Op, there: Op) -> str:
+def _other_tensors(kind: Kind, here: Op, there: Op) -> str:
     """What an op takes or gives that the node was not made for."""
     for verb, ours, theirs in (
         ("takes", here.inputs, there.inputs),
@@ -444,30 +373,25 @@ def _with_dtype(number: int) -> str:
     return f"TensorFlow {span(having)}" if having else "a TensorFlow that has it"
 
 
-def _run_problems(kind: _Kind, op: Op, release: Release) -> Iterator[_Problem]:
-    if any(name in kind.device.upper() for name in ("GPU", "TPU")):
-        yield _Problem(
-            "device", kind.device, REFUSED,
-            f"A node must run on {kind.device}, which a consumer without it cannot.",
-            "Export it again with keras_export outside of `tf.device`, or allow soft placement.",
-        )  # fmt: skip
+def _run_problems(kind: Kind, op: Op, release: Release) -> Iterator[_Problem]:
+    yield from _device_problems(kind.device)
     if kind.op in _PYTHON_OPS:
         yield _Problem(
             "kernel", kind.op, REFUSED,
             f"{kind.op} calls Python code that only the exporting process has.",
-            "Write the step with TensorFlow's ops instead of `tf.py_function`.", at_run=True,
+            "Write the step with TensorFlow's ops instead of `tf.py_function`.", RUN,
         )  # fmt: skip
     elif op.only_on_gpu:
         yield _Problem(
             "kernel", kind.op, REFUSED, f"The op {kind.op} has kernels for GPUs only.",
-            "Export a portable form of the layer, or deploy on a GPU.", at_run=True,
+            "Export a portable form of the layer, or deploy on a GPU.", PLACED,
         )  # fmt: skip
     elif not op.kernels and kind.op not in _REWRITTEN:
         yield _Problem(
             "kernel", kind.op, REFUSED,
             f"TensorFlow {release.name} has no CPU kernel for {kind.op} at all.",
             "Compile the function with `jit_compile=True` if XLA knows the op, or export without "
-            "what needs it.", at_run=True,
+            "what needs it.", PLACED,
         )  # fmt: skip
     elif op.kernels and not any(_runs(kernel, kind, op) for kernel in op.kernels):
         chosen = sorted({name for kernel in op.kernels for name in kernel})
@@ -475,11 +399,32 @@ def _run_problems(kind: _Kind, op: Op, release: Release) -> Iterator[_Problem]:
         yield _Problem(
             "kernel", kind.op, REFUSED,
             f"TensorFlow {release.name} has no CPU kernel for {kind.op} with {given}.",
-            f"Cast to another dtype in the model{_with_kernel(kind)}.", at_run=True,
+            f"Cast to another dtype in the model{_with_kernel(kind)}.", PLACED,
         )  # fmt: skip
 
 
-def _with_kernel(kind: _Kind) -> str:
+def _device_problems(device: str) -> Iterator[_Problem]:
+    parts = dict(x.partition(":")[::2] for x in device.strip("/").lower().split("/") if x)
+    kind, _, number = parts.get("device", "").partition(":")
+    for name in ("cpu", "gpu"):  # as in `/cpu:0`
+        if name in parts:
+            kind, number = name, parts[name]
+    here = {"job": ("", "*", "localhost"), "replica": ("", "*", "0"), "task": ("", "*", "0")}
+    if any(parts.get(name, "") not in allowed for name, allowed in here.items()):
+        yield _Problem(
+            "device", device, REFUSED, f"A node must run on {device}, which is another process.",
+            "Export it again outside of `tf.device`.", ELSEWHERE,
+        )  # fmt: skip
+    elif kind not in ("", "*", "cpu") or number not in ("", "*", "0"):
+        yield _Problem(
+            "device", device, REFUSED,
+            f"A node must run on {device}, which a consumer without it cannot.",
+            "Export it again with keras_export outside of `tf.device`, or allow soft placement.",
+            DEVICE,
+        )  # fmt: skip
+
+
+def _with_kernel(kind: Kind) -> str:
     having = [
         name
         for name, release in releases.known().items()
@@ -488,7 +433,7 @@ def _with_kernel(kind: _Kind) -> str:
     return f", or deploy on TensorFlow {span(having)}" if having else ""
 
 
-def _runs(kernel: Mapping[str, frozenset[Any]], kind: _Kind, op: Op) -> bool:
+def _runs(kernel: Mapping[str, frozenset[Any]], kind: Kind, op: Op) -> bool:
     return all(
         _taken(_value_of(name, op, kind.attributes), allowed) for name, allowed in kernel.items()
     )
@@ -508,7 +453,7 @@ def _taken(value: Any, allowed: frozenset[Any]) -> bool:
 
 
 def _same(value: Any, default: bytes) -> bool:
-    return _bytes(value) == _bytes(protos.Attr.FromString(default))
+    return bytes_of(value) == bytes_of(protos.Attr.FromString(default))
 
 
 def _text(value: Any) -> str:

@@ -122,20 +122,58 @@ def dump(target: str) -> None:
     elsewhere = set()
     registered = kernel_def_pb2.KernelList.FromString(_buffer("TF_GetAllRegisteredKernels"))
     for kernel in registered.kernel:
+        if kernel.op == "Cast":
+            continue
         if kernel.device_type in _ON_A_CPU and not kernel.label:
             kernels.setdefault(kernel.op, []).append(
                 {x.name: _values(x.allowed_values.list) for x in kernel.constraint}
             )
         elif kernel.device_type == "GPU":
             elsewhere.add(kernel.op)
+    dtypes = sorted(x for x in types_pb2.DataType.values() if 0 < x < _NOT_STORED)
+    kernels["Cast"] = _casts(dtypes)
     facts = {
         "tensorflow": tf.__version__,
         "producer": tf.version.GRAPH_DEF_VERSION,
         "min_producer": tf.version.GRAPH_DEF_VERSION_MIN_PRODUCER,
-        "dtypes": sorted(x for x in types_pb2.DataType.values() if 0 < x < _NOT_STORED),
+        "dtypes": dtypes,
         "ops": {op.name: _op(op, kernels.get(op.name, []), op.name in elsewhere) for op in ops.op},
     }
     Path(target).write_text(json.dumps(facts))
+
+
+def _casts(dtypes: list[int]) -> list[dict[str, list[Any]]]:
+    """The kernels of `Cast`, of which the registry has one for all dtypes, that refuses many."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        given = tf.compat.v1.GraphDef()
+        for source in dtypes:
+            empty = given.node.add(name=f"of_{source}", op="Const")
+            empty.attr["dtype"].type = empty.attr["value"].tensor.dtype = source
+            empty.attr["value"].tensor.tensor_shape.dim.add(size=0)
+            for target in dtypes:
+                cast = given.node.add(name=f"c_{source}_{target}", op="Cast", input=[empty.name])
+                cast.attr["SrcT"].type, cast.attr["DstT"].type = source, target
+        tf.graph_util.import_graph_def(given, name="")
+    options = tf.compat.v1.ConfigProto()
+    options.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes casts out
+    with tf.compat.v1.Session(graph=graph, config=options) as session:
+        return [
+            {"SrcT": [source], "DstT": [x for x in dtypes if _goes(session, f"c_{source}_{x}")]}
+            for source in dtypes
+        ]
+
+
+def _goes(session: Any, operation: str) -> bool:
+    import tensorflow as tf
+
+    try:
+        session.run(session.graph.get_operation_by_name(operation))
+    except (tf.errors.OpError, ValueError):  # ValueError: a constant that cannot be made
+        return False
+    return True
 
 
 def _op(op: Any, kernels: list[Any], on_gpu: bool) -> dict[str, Any]:

@@ -102,6 +102,8 @@ _ORDER = [
     "retention",
     "releases",
     "layers",
+    "execution",
+    "node_kinds",
     "refusals",
     "lint",
     "converters",
