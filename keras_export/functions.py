@@ -372,8 +372,9 @@ _PASSING_RESOURCES = {
 
 def untracked_message(capture: Any, concrete: Any, described_as: str, root: str) -> str:
     """Names the function, the resource and the assignment that would track it."""
+    shown = _shown(capture)
     for kind, what in _PASSING_RESOURCES.items():
-        if kind in str(capture):
+        if kind in shown:
             return (
                 f"Cannot export {described_as}: it uses {what}, which a SavedModel cannot hold. "
                 "Pass what it takes from there as an argument."
@@ -384,6 +385,11 @@ def untracked_message(capture: Any, concrete: Any, described_as: str, root: str)
         f"artifact would lack it. Assign it to an attribute of {root} or of an object that {root} "
         f"holds, for instance `{root}.{attribute} = ...`, before exporting."
     )
+
+
+def _shown(capture: Any) -> str:
+    # One handle for the copies of several devices has no text.
+    return "" if getattr(capture, "is_packed", False) else str(capture)
 
 
 def _describe_resource(capture: Any, concrete: Any) -> tuple[str, str]:

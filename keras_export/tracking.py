@@ -276,7 +276,7 @@ def kind_of(obj: Any) -> Kind:
 
 
 def _facts_of(variable: Any) -> VariableFacts:
-    if isinstance(variable, tfi.BaseResourceVariable):
+    if _has_one_handle(variable.__class__):
         return VariableFacts(variable.dtype, variable.shape, (variable.handle,))
     if isinstance(variable, tfi.ShardedVariableMixin):
         return _facts_of(variable._saving_variable)  # stands for all shards in a save context
@@ -291,6 +291,15 @@ def _facts_of(variable: Any) -> VariableFacts:
     op = next(iter(tensors.values())).op
     shape = tf.TensorShape(op.get_attr("shape"))
     return VariableFacts(tf.as_dtype(op.get_attr("dtype")), shape, tuple(tensors))
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_one_handle(cls: type) -> bool:
+    # A packed variable has one for functions and another for eager code.
+    return issubclass(cls, tfi.BaseResourceVariable) and all(
+        getattr(cls, name) is getattr(tfi.BaseResourceVariable, name)
+        for name in ("handle", "_export_to_saved_model_graph")
+    )
 
 
 class _Walk:

@@ -249,6 +249,8 @@ class Upgrader:
             config.pop("output_shape", None)  # which follows from all others
         if class_name == "UpSampling1D":
             config.pop("dim_ordering", None)
+        if class_name == "MultiHeadAttention" and isinstance(config.get("output_shape"), int):
+            config["output_shape"] = [config["output_shape"]]  # Keras 3.4 takes no number
 
     def _can_go(self, key: str, value: Any) -> bool:
         if key in _NEUTRAL:

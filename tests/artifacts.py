@@ -6,11 +6,13 @@ promises that no reader shows: names, attributes, devices, what is stored twice.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 from tensorflow.core.protobuf import saved_model_pb2
 
 PathLike = str | os.PathLike[str]
@@ -60,3 +62,9 @@ def object_at(export_dir: PathLike, *path: str) -> Any:
     for name in path:
         (found,) = (graph.nodes[c.node_id] for c in found.children if c.local_name == name)
     return found
+
+
+def export_with_keras(model: keras.Model, folder: PathLike) -> None:
+    """What Keras itself writes, silently where its release can be silent."""
+    known = inspect.signature(model.export).parameters
+    model.export(folder, **({"verbose": False} if "verbose" in known else {}))

@@ -1,7 +1,8 @@
 """Exports under a `MirroredStrategy` with two devices, which a process gets before its first op.
 
 Called with a folder: writes `single`, `mirrored` and `scope` for the same values, the model
-`keras` with its inputs and outputs in `keras.npz`, and objects of other kinds under their names.
+`keras` with its inputs and outputs in `keras.npz`, objects of other kinds under their names, and
+`untracked.txt`, why a function without its variable was refused.
 """
 
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute.packed_distributed_variable import PackedDistributedVariable
 
 import keras_export as ke
 
@@ -98,6 +100,34 @@ class Sharded(tf.Module):
         return {"y": x * tf.convert_to_tensor(self.v)}
 
 
+class Packed(tf.Module):
+    """Copies on two devices that functions reach through one handle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        copies = []
+        for device in ("CPU:0", "CPU:1"):
+            with tf.device(device):
+                copies.append(tf.Variable([1.0, 2.0], name="v"))
+        self.v = PackedDistributedVariable(copies, name="packed")
+
+    @tf.function(input_signature=[tf.TensorSpec([2], name="x")])
+    def f(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.device("CPU:0"):
+            return {"y": x * self.v.read_value()}
+
+
+def export_packed(folder: Path) -> None:
+    packed = Packed()
+    ke.save(packed, folder / "packed")
+    holder = tf.Module()
+    holder.f = packed.f
+    try:
+        ke.save(holder, folder / "untracked")
+    except ke.ExportError as error:
+        (folder / "untracked.txt").write_text(str(error))
+
+
 def export_others(strategy: tf.distribute.Strategy, folder: Path) -> None:
     with strategy.scope():
         ke.save(Updating(), folder / "updating")
@@ -142,6 +172,7 @@ def main(folder: Path) -> None:
     export_modules(strategy, folder)
     export_keras(strategy, folder)
     export_others(strategy, folder)
+    export_packed(folder)
     load_under(strategy, folder)
 
 

@@ -95,7 +95,7 @@ def error_of_keras(
 ) -> float:
     """How far the same reader is off with what Keras exports."""
     theirs = folder.with_name("theirs")
-    model.export(theirs, verbose=False)
+    artifacts.export_with_keras(model, theirs)
     (name,) = ke.inspect(theirs).signatures["serving_default"].inputs
     outputs = reader(theirs).signature("serving_default", **{name: x})
     return difference(only(outputs), expected)
@@ -136,7 +136,7 @@ def test_application_is_stored_once_and_bit_by_bit(
 def test_saved_model_is_a_seventh_of_what_keras_writes(name: str, tmp_path: Path) -> None:
     model = application(name)
     ke.export(model, tmp_path / "ours")
-    model.export(tmp_path / "theirs", verbose=False)
+    artifacts.export_with_keras(model, tmp_path / "theirs")
     ours, theirs = (
         len(artifacts.files(tmp_path / writer)["saved_model.pb"]) for writer in ("ours", "theirs")
     )

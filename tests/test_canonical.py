@@ -326,7 +326,7 @@ def _definition(op: str) -> Any:
 
 def test_the_artifact_is_small(tmp_path: Path, exported: Path) -> None:
     keras.utils.clear_session()
-    model().export(tmp_path, verbose=False)
+    artifacts.export_with_keras(model(), tmp_path)
     ours, theirs = (os.path.getsize(folder / "saved_model.pb") for folder in (exported, tmp_path))
     assert ours * 4 < theirs
     assert attributes.op_list(artifacts.meta_graph(exported).graph_def).op

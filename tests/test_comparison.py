@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import artifacts
 import keras
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def _export(model: keras.Model, folder: Path, writer: str) -> Path:
     if writer == "ours":
         ke.export(model, folder)
     elif writer == "keras":
-        model.export(folder, verbose=False)
+        artifacts.export_with_keras(model, folder)
     else:
         tf.saved_model.save(model, str(folder))
     return folder

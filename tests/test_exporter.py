@@ -558,6 +558,20 @@ def test_graph_mode_is_refused(tmp_path: Path) -> None:
     refused(GraphModeError, "Cannot export without eager execution", tmp_path, in_a_graph)
 
 
+def test_a_signature_that_no_artifact_can_hold_is_refused_first(tmp_path: Path) -> None:
+    """To open a session, as the error for graph mode says, would not help."""
+
+    def in_a_graph() -> None:
+        with tf.Graph().as_default():
+            signature = tf.function(lambda x: x).get_concrete_function(tf.TensorSpec([], name="x"))
+            signature.graph.mark_as_unsaveable("it is for one replica")
+            ke.save(tf.Module(), tmp_path / "a", signatures={"serve": signature})
+
+    words = "Cannot export the signature 'serve': it is for one replica"
+    error = refused(UnsupportedError, words, tmp_path, in_a_graph)
+    assert isinstance(error, ValueError)
+
+
 def test_values_of_a_stateless_scope_are_refused_and_an_empty_scope_changes_nothing(
     tmp_path: Path, consumers: Consumers
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import artifacts
 import keras
 import pytest
 import tensorflow as tf
@@ -22,7 +23,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     x = keras.Input((4,), name="x")
     model = keras.Model(x, keras.layers.Dense(5, name="out")(x))
     ke.export(model, folder / "ours")
-    model.export(folder / "keras", verbose=False)
+    artifacts.export_with_keras(model, folder / "keras")
     tf.saved_model.save(model, str(folder / "tensorflow"))
     return {name: folder / name for name in ("ours", "keras", "tensorflow")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import artifacts
 import keras
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     x = keras.Input((4,), name="x")
     model = keras.Model(x, keras.layers.Dense(2, name="out")(x))
     ke.export(model, folder / "ours")
-    model.export(folder / "keras", verbose=False)
+    artifacts.export_with_keras(model, folder / "keras")
     tf.saved_model.save(model, str(folder / "tensorflow"))
     np.save(folder / "expected.npy", model(_ROWS).numpy())
     np.save(folder / "x.npy", _ROWS)

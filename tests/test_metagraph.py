@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,10 @@ def test_the_saver_can_be_skipped(tmp_path: Path, consumers: Consumers) -> None:
     assert_same(consumers.tf(tmp_path).call("f", np.float32([1])), {"y": np.float32([6])})
 
 
+@pytest.mark.skipif(
+    "extra_tags" not in inspect.signature(tf.saved_model.SaveOptions).parameters,
+    reason="TensorFlow has no further tags",
+)
 def test_tags_are_added(tmp_path: Path, consumers: Consumers) -> None:
     ke.save(Module(), tmp_path, options=ke.SaveOptions(extra_tags=["gpu", "mine"]))
     assert list(artifacts.meta_graph(tmp_path).meta_info_def.tags) == ["serve", "gpu", "mine"]

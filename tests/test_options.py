@@ -115,9 +115,10 @@ def test_the_debug_stripper_takes_checks_and_prints_out(
 
 
 def test_options_may_be_used_again(tmp_path: Path) -> None:
-    options = ke.SaveOptions(extra_tags=["a"], namespace_whitelist=["Mine"])
+    checking = Checking()
+    options = ke.SaveOptions(namespace_whitelist=["Mine"], function_aliases={"f": checking.f})
     before = {name: getattr(options, name) for name in options.__slots__}
     for name in ("first", "second"):
-        ke.save(Checking(), tmp_path / name, options=options)
+        ke.save(checking, tmp_path / name, options=options)
     assert {name: getattr(options, name) for name in options.__slots__} == before
     assert artifacts.files(tmp_path / "first") == artifacts.files(tmp_path / "second")

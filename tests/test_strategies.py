@@ -79,6 +79,20 @@ def test_the_shards_of_a_variable_are_one_variable_after_load(
     assert handle.name == "v"
 
 
+def test_a_packed_variable_is_one_variable(exported: Path, consumers: Consumers) -> None:
+    served = consumers.everywhere(exported / "packed", x=np.float32([3, 4]))
+    np.testing.assert_array_equal(served["y"], np.float32([3, 8]))
+    (v,) = consumers.tf(exported / "packed").variables().values()
+    np.testing.assert_array_equal(v.value, np.float32([1, 2]))
+
+
+def test_an_untracked_packed_variable_is_refused_by_its_name(exported: Path) -> None:
+    assert not (exported / "untracked").exists()
+    message = (exported / "untracked.txt").read_text()
+    assert "Cannot export the function obj.f: it uses" in message
+    assert "which obj does not track" in message
+
+
 def test_the_expanding_policy_lists_the_replicas_of_each_variable(
     exported: Path, consumers: Consumers
 ) -> None:

@@ -72,7 +72,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tf.saved_model.save(module, str(folder / "tensorflow"))
     x = keras.Input((4,), name="x")
     model = keras.Model(x, keras.layers.Dense(5, name="out")(x))
-    model.export(folder / "keras", verbose=False)
+    artifacts.export_with_keras(model, folder / "keras")
     tf.saved_model.save(model, str(folder / "orphans"))
     return {name: folder / name for name in (*_WRITERS, "orphans")}
 
