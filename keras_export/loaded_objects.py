@@ -69,7 +69,8 @@ def idle_tables(tracked: tracking.TrackedGraph, found: Iterable[SignatureFunctio
 def saved_nodes(request: ExportRequest, tracked: tracking.TrackedGraph) -> list[tracking.Node]:
     """The objects that the loaded object consists of."""
     if not request.for_serving:
-        return [node for node in tracked.nodes if not _is_keras_scaffolding(node)]
+        scaffolding = _keras_scaffolding(tracked)
+        return [node for node in tracked.nodes if id(node) not in scaffolding]
     flat = [tracked.root]
     for name in (*LISTS, "_other_variables", "_resources"):
         if name in tracked.root.children:
@@ -81,8 +82,13 @@ def saved_nodes(request: ExportRequest, tracked: tracking.TrackedGraph) -> list[
     return [node for node in tracked.nodes if id(node) in keep]
 
 
-def _is_keras_scaffolding(node: tracking.Node) -> bool:
-    """Empty containers that Keras keeps for itself, several for each layer."""
-    private = bool(node.path) and node.path[-1].startswith("_")
-    container = isinstance(node.obj, tfi.TrackableDataStructure)
-    return private and container and not node.children
+def _keras_scaffolding(tracked: tracking.TrackedGraph) -> set[int]:
+    """Empty containers that Keras keeps for itself, several for each layer, and nobody else has."""
+    own: set[int] = set()
+    others: set[int] = set()
+    for node in tracked.nodes:
+        of_keras = tracking.is_keras_layer(node.obj) or tracking.is_keras_optimizer(node.obj)
+        for name, child in node.children.items():
+            if isinstance(child.obj, tfi.TrackableDataStructure) and not child.children:
+                (own if of_keras and name.startswith("_") else others).add(id(child))
+    return own - others

@@ -168,6 +168,22 @@ def test_containers_load_as_containers(tmp_path: Path, consumers: Consumers) -> 
     assert sorted(float(x.value) for x in loaded.variables().values()) == list(range(9))
 
 
+def test_empty_containers_are_there_after_load(tmp_path: Path) -> None:
+    """A loaded object may be added to, under names of whatever kind."""
+    module = tf.Module()
+    module._seen, module._by_name, module.items = [], {}, []
+    module.layer = keras.layers.Dense(1)
+    module.layer.build([None, 2])
+    ke.save(module, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    loaded._seen.append(tf.Variable(1.0))
+    loaded._by_name["a"] = tf.Variable(2.0)
+    assert (len(loaded._seen), len(loaded._by_name), len(loaded.items)) == (1, 1, 0)
+    # Those that Keras keeps for itself would make up half of an artifact's objects.
+    children = artifacts.object_at(tmp_path, "layer").children
+    assert [x.local_name for x in children if x.local_name.startswith("_")] == ["_kernel"]
+
+
 def test_a_circle_loads_as_a_circle(tmp_path: Path, consumers: Consumers) -> None:
     ke.save(circle(), tmp_path)
     loaded = consumers.tf(tmp_path)
