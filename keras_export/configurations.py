@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from keras_export.untrusted import refuse, wrong_name
+from keras_export.sources import refuse, wrong_name
 
 # Where Keras keeps what a model is made of, and the functions among it. Others of its modules
 # hold functions that read files, fetch addresses or switch safety off (CVE-2025-8747, -9906).

@@ -35,14 +35,14 @@ from keras_export.exporter import export
 from keras_export.layouts import Origin
 from keras_export.reports import ExportReport
 from keras_export.revival import Reviver
-from keras_export.untrusted import SourceFile
+from keras_export.sources import MEGABYTE, SourceFile
 from keras_export.upgrades import LEGACY_CLASSES
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 Progress = Callable[[str, int, int], None]
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # What a model may hold beside what its file stores: counters, seeds, constants of layers.
-_SLACK_BYTES = 64 * untrusted.MEGABYTE
+_SLACK_BYTES = 64 * MEGABYTE
 
 
 def convert(

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 
 from keras_export.errors import DamagedFileError, UnsafeFileError, failure
-from keras_export.untrusted import names_of, wrong_name
+from keras_export.hdf5_walk import names_of
+from keras_export.sources import wrong_name
 
 
 @dataclass(frozen=True)

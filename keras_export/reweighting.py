@@ -37,8 +37,9 @@ from keras_export.errors import ArgumentError, ConversionError, failure
 from keras_export.hdf5 import stored_layers
 from keras_export.inspection import bundle_prefix, read_graph
 from keras_export.reports import format_size
+from keras_export.sources import MEGABYTE
 
-_BLOCK_BYTES = 64 * untrusted.MEGABYTE
+_BLOCK_BYTES = 64 * MEGABYTE
 _FINGERPRINT_NAMESPACE = uuid.UUID("3f0b9f5e-6f4f-4d3c-9a35-8c1c5a7f0d11")
 Progress = Callable[[str, int, int], None]
 # Files of weights leave these out: they say where a random generator stands.

@@ -6,6 +6,8 @@ but for one thing.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,28 @@ def layer_names_that_are_a_matrix(folder: Path) -> Path:
         file["model_weights"].attrs["layer_names"] = np.zeros((3, 3))
 
     return _model(folder, change)
+
+
+@attack("'model_weights'", ke.DamagedFileError)
+def four_thousand_names_that_are_one_long_text(folder: Path) -> Path:
+    text = 1 << 20
+
+    def change(file: Any) -> None:
+        names = ["x" * text, *["y"] * 3999]
+        file["model_weights"].attrs.create("layer_names", names, dtype=h5py.string_dtype())
+
+    path = _model(folder, change)
+    content = bytearray(path.read_bytes())
+    # Each name is its length, and the address of the text. In memory every one gets a copy.
+    length, short = (re.escape(struct.pack("<I", x)) for x in (text, 1))
+    pattern = re.compile(length + b".{12}" + short + b".{12}" + short, re.DOTALL)
+    found = pattern.search(content)
+    assert found is not None
+    place = found.start()
+    long = content[place : place + 16]
+    content[place : place + 16 * 4000] = long * 4000
+    path.write_bytes(content)
+    return path
 
 
 @attack("model_config", ke.DamagedFileError)
