@@ -71,8 +71,9 @@ def _of_layer(layer: Any, path: str, stored: Mapping[str, StoredWeight]) -> list
     paths = weight_paths.paths_of(layer).of
     found = []
     for variable in (*layer.trainable_weights, *layer.non_trainable_weights):
-        names = [_plain(x) for x in paths.get(id(getattr(variable, "value", variable)), ())]
-        found += [below[name] for name in names[:1] if name in below]
+        names = [_plain(x) for x in paths.get(id(getattr(variable, "value", variable)), ())[:1]]
+        names += [name.replace("cell/vars", "vars") for name in names]  # cuDNN's had no cells
+        found += [below[name] for name in names if name in below][:1]
     return found if len(found) == len(layer.weights) else []
 
 

@@ -32,6 +32,7 @@ from keras_export.errors import (
     failure,
 )
 from keras_export.exporter import export
+from keras_export.hdf5 import stored_layers, stored_variables
 from keras_export.layouts import Origin
 from keras_export.reports import ExportReport
 from keras_export.revival import Reviver
@@ -103,14 +104,15 @@ def convert(
     progress("read", revival.bytes_read, revival.bytes_read)
     size = sum(math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in model.variables)
     progress("write", 0, size)
-    report = export(
-        model,
-        export_dir,
-        input_signature=input_signature,
-        names=names,
-        output_names=output_names,
-        options=options,
-    )
+    with _naming(os.fspath(source)):
+        report = export(
+            model,
+            export_dir,
+            input_signature=input_signature,
+            names=names,
+            output_names=output_names,
+            options=options,
+        )
     progress("write", size, size)
     return dataclasses.replace(report, notes=[*revival.notes, *report.notes])
 
@@ -234,6 +236,8 @@ class _Revival:
         link = os.path.join(tempfile.mkdtemp(dir=self._folder), f"model.{ending}")
         os.symlink(os.path.abspath(weights.weights), link)
         with self._loading(weights, None):
+            if not model.built and _is_empty(weights):
+                return model
             if not model.built:
                 raise ConversionError(
                     failure(
@@ -313,6 +317,26 @@ class _WeightLimit:
         """Keras may have wrapped what was raised inside of it."""
         if self._refusal is not None:
             raise self._refusal from error
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Names the file whose model cannot be called, whatever its layers raise."""
+    try:
+        yield
+    except (ExportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConversionError(f"Cannot run the model of {source}: {_shortened(error)}") from error
+
+
+def _is_empty(source: SourceFile) -> bool:
+    """Whether it has no weights at all."""
+    if source.kind in ("model", "layers"):
+        with stored_layers(source.weights) as layers:
+            return not any(layers.values())
+    with stored_variables(source.weights) as variables:
+        return not variables
 
 
 def _is_legacy(source: SourceFile) -> bool:

@@ -61,17 +61,22 @@ def seeds() -> None:
         keras.utils.set_random_seed(_SEED)
 
 
+_SUMMARIES = {
+    "zoo": "kinds of models that keras_export keeps: what Keras makes of them",
+    "round trip": "kinds of models through files, and what of that Keras does not do itself",
+}
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Lists what the tests of the zoo computed about Keras's own export."""
-    rows = {
-        tuple(value)
-        for report in terminalreporter.getreports("passed")
-        for name, value in report.user_properties
-        if name == "zoo"
-    }
-    if rows:
-        terminalreporter.section(
-            "kinds of models that keras_export keeps: what Keras makes of them"
-        )
+    """Lists what the tests of the zoo computed."""
+    for told, title in _SUMMARIES.items():
+        rows = {
+            tuple(value)
+            for report in terminalreporter.getreports("passed")
+            for name, value in report.user_properties
+            if name == told
+        }
+        if rows:
+            terminalreporter.section(title)
         for name, outcome in sorted(rows):
             terminalreporter.write_line(f"{name:42} {outcome}")

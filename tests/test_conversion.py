@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from consumers import Consumers, assert_same
 from legacy_files import layer, sequential, write
 
@@ -117,6 +118,36 @@ def test_vocabularies_in_an_archive_are_restored(tmp_path: Path, consumers: Cons
 
 
 @pytest.mark.parametrize("name", ["model.keras", "old.h5"])
+class Doubled(keras.Model):
+    """A model without weights, which no HDF5 file says how to build."""
+
+    def call(self, x: Any) -> Any:
+        return x + x
+
+
+def test_a_model_without_weights_needs_none(tmp_path: Path, consumers: Consumers) -> None:
+    model = Doubled(name="doubled")
+    model(_X)
+    ke.convert(
+        saved(model, tmp_path / "model.h5"),
+        tmp_path / "out",
+        custom_objects={"Doubled": Doubled},
+        input_signature=[tf.TensorSpec((None, 6), tf.float32)],
+    )
+    (found,) = consumers.cpp(tmp_path / "out").signature(x=_X).values()
+    assert_same(found, _X + _X)
+
+
+def test_a_model_that_cannot_be_called_is_named(tmp_path: Path) -> None:
+    # HDF5 keeps no weights of tf-idf: the layer is not ready.
+    texts = keras.layers.TextVectorization(output_mode="tf_idf", name="y")
+    texts.adapt(["one two", "two three"])
+    model = keras.Sequential([keras.Input((1,), dtype="string", name="x"), texts])
+    with pytest.raises(ke.ConversionError, match=r"Cannot (run|make) the model of .*model\.h5: "):
+        ke.convert(saved(model, tmp_path / "model.h5"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_is_told_in_bytes(name: str, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     if name == "old.h5":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
 import re
 import tarfile
 import zipfile
@@ -176,6 +177,21 @@ def test_every_old_file_computes_what_it_did(
     name: str, tmp_path: Path, consumers: Consumers
 ) -> None:
     computes_what_it_did(name, tmp_path, consumers)
+
+
+@pytest.mark.parametrize("version", ["2.13", "2.15"])
+def test_layers_for_cudnn_are_the_same_from_an_archive(
+    version: str, tmp_path: Path, consumers: Consumers
+) -> None:
+    # Only a GPU could tell what they gave.
+    given = np.random.default_rng(4).uniform(-1, 1, (2, 5, 3)).astype("float32")
+    found = []
+    for ending in ("h5", "keras"):
+        path = tmp_path / f"cudnn_layers-{version}.{ending}"
+        path.write_bytes(lzma.decompress((_DATA / f"{path.name}.xz").read_bytes()))
+        ke.convert(path, tmp_path / ending)
+        found.append(consumers.cpp(tmp_path / ending).signature("serve", x=given))
+    assert_same(found[1], found[0])
 
 
 def test_the_files_are_of_ten_kerases() -> None:
