@@ -104,6 +104,7 @@ def convert(
     progress("read", revival.bytes_read, revival.bytes_read)
     size = sum(math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in model.variables)
     progress("write", 0, size)
+    _check_vocabularies(os.fspath(source), model)
     with _naming(os.fspath(source)):
         report = export(
             model,
@@ -317,6 +318,18 @@ class _WeightLimit:
         """Keras may have wrapped what was raised inside of it."""
         if self._refusal is not None:
             raise self._refusal from error
+
+
+def _check_vocabularies(source: str, model: Any) -> None:
+    """Refuses layers that cannot compute without what HDF5 keeps nothing of."""
+    layers = [x for x in model._flatten_layers() if hasattr(x, "lookup_table")]
+    without = [repr(x.name) for x in layers if int(x.lookup_table.size()) == 0]
+    if without:
+        raise ConversionError(
+            f"Cannot convert {source}: the file has no vocabulary for {', '.join(without)}. HDF5 "
+            "keeps those that were given to a layer, but none that it was adapted to. Save the "
+            "model as .keras."
+        )
 
 
 @contextmanager

@@ -117,7 +117,6 @@ def test_vocabularies_in_an_archive_are_restored(tmp_path: Path, consumers: Cons
     assert_same(found, {"y": model(keras.ops.convert_to_tensor(texts)).numpy()})
 
 
-@pytest.mark.parametrize("name", ["model.keras", "old.h5"])
 class Doubled(keras.Model):
     """A model without weights, which no HDF5 file says how to build."""
 
@@ -138,16 +137,38 @@ def test_a_model_without_weights_needs_none(tmp_path: Path, consumers: Consumers
     assert_same(found, _X + _X)
 
 
-def test_a_model_that_cannot_be_called_is_named(tmp_path: Path) -> None:
-    # HDF5 keeps no weights of tf-idf: the layer is not ready.
-    texts = keras.layers.TextVectorization(output_mode="tf_idf", name="y")
+@keras.saving.register_keras_serializable("conversion")
+class Faulty(keras.layers.Layer):
+    """A layer that can be made, and not be run."""
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x: Any) -> Any:
+        raise AttributeError("no such thing")
+
+
+def test_a_model_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    x = keras.Input((6,), name="x")
+    path = saved(keras.Model(x, Faulty(name="y")(x)), tmp_path / "model.keras")
+    words = r"Cannot run the model of .*model\.keras: .*no such thing"
+    with pytest.raises(ke.ConversionError, match=words):
+        ke.convert(path, tmp_path / "out", custom_objects={"Faulty": Faulty})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["int", "tf_idf"])
+def test_a_vocabulary_that_the_file_has_not_is_told(mode: str, tmp_path: Path) -> None:
+    texts = keras.layers.TextVectorization(output_mode=mode, name="y")
     texts.adapt(["one two", "two three"])
     model = keras.Sequential([keras.Input((1,), dtype="string", name="x"), texts])
-    with pytest.raises(ke.ConversionError, match=r"Cannot (run|make) the model of .*model\.h5: "):
+    assert ke.convert(saved(model, tmp_path / "model.keras"), tmp_path / "whole").signatures
+    with pytest.raises(ke.ConversionError, match=r"no vocabulary for .* Save the model as \.keras"):
         ke.convert(saved(model, tmp_path / "model.h5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["model.keras", "old.h5"])
 def test_progress_is_told_in_bytes(name: str, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     if name == "old.h5":
