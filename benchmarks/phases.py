@@ -37,8 +37,8 @@ STEPS = (
     "metagraph.assemble",
     "  saver_nodes.add_saver",
     "  object_graph.fill_object_graph",
-    "variables.read_values",
-    "variables.write_bundle",
+    "held_values.read_values",
+    "held_values.write_bundle",
     "exporter._fingerprint",
 )
 

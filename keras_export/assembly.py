@@ -8,10 +8,8 @@ invariant: all that can be refused is refused here, before a file is touched.
 from __future__ import annotations
 
 import contextlib
-import gc
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +18,7 @@ import tensorflow as tf
 from keras_export import (
     averages,
     canonical,
+    collecting,
     effects,
     export_requests,
     functions,
@@ -91,7 +90,7 @@ def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) ->
     export_requests.refuse_unsaveable(request.signatures)
     export_requests.refuse_context()
     export_requests.refuse_untrackable(request.obj)
-    with _COLLECTOR.paused(), _portable(request.obj), recorded_calls.not_recording():
+    with collecting.paused(), _portable(request.obj), recorded_calls.not_recording():
         return _assemble(request, options, before_trace)
 
 
@@ -185,36 +184,6 @@ def _notes(contents: Contents) -> list[str]:
                 "which an artifact does not hold; write it with TensorFlow's ops"
             )
     return notes
-
-
-class _Collector:
-    """Python's cycle collector, which visits all of a growing graph again and again.
-
-    A trace makes no garbage worth collecting while it lasts; several may run at once.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pauses = 0
-        self._was_enabled = True
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        with self._lock:
-            if self._pauses == 0:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
-            self._pauses += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._pauses -= 1
-                if self._pauses == 0 and self._was_enabled:
-                    gc.enable()
-
-
-_COLLECTOR = _Collector()
 
 
 def _described(signature: signatures.SignatureFunction) -> Signature:

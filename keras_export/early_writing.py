@@ -16,7 +16,7 @@ from types import TracebackType
 
 import tensorflow as tf
 
-from keras_export import publishing, sharing, targets, variables
+from keras_export import held_values, publishing, sharing, targets, variables
 from keras_export.errors import ExportError
 from keras_export.export_requests import ExportRequest
 from keras_export.staging import Staging
@@ -40,7 +40,7 @@ class EarlyBundle:
         self._stack = ExitStack()
         self._staging: Staging | None = None
         self._checkpoint: variables.CheckpointPlan | None = None
-        self._values: variables.Values | None = None
+        self._values: held_values.Values | None = None
         self._thread: threading.Thread | None = None
         self._failed = False
 
@@ -79,7 +79,7 @@ class EarlyBundle:
             checkpoint = variables.plan_checkpoint(tracked, root)
             if not _is_written_in_one_piece(checkpoint):
                 return checkpoint
-            values = variables.read_values(checkpoint)
+            values = held_values.read_values(checkpoint)
         except ExportError:  # the trace may mend it, or find more to complain of
             return None
         if values.byte_count < _SMALLEST:
@@ -91,7 +91,7 @@ class EarlyBundle:
         return checkpoint
 
     def take(
-        self, checkpoint: variables.CheckpointPlan, values: variables.Values
+        self, checkpoint: variables.CheckpointPlan, values: held_values.Values
     ) -> Staging | None:
         """The staging directory with `variables/` in it, if that holds these values.
 
@@ -130,7 +130,7 @@ class EarlyBundle:
             prefix = os.path.join(self._staging.path, sharing.BUNDLE)
             folder = os.path.dirname(prefix)
             os.mkdir(folder)
-            variables.write_bundle(prefix, self._values)
+            held_values.write_bundle(prefix, self._values)
             for name in os.listdir(folder):  # so that publication finds them on disk
                 with open(os.path.join(folder, name), "rb") as file:
                     os.fsync(file)

@@ -19,15 +19,16 @@ import tensorflow as tf
 
 from keras_export import (
     assembly,
+    collecting,
     compatibility,
     digests,
     early_writing,
     halves,
+    held_values,
     publishing,
     staleness,
     targets,
     tracking,
-    variables,
     warmups,
 )
 from keras_export import signatures as signature_rules
@@ -164,7 +165,8 @@ def export(
 def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> ExportReport:
     """Traces and writes at the same time."""
     targets.check_target(export_dir)
-    with early_writing.EarlyBundle(export_dir) as early:
+    # What is collected right after a trace is the whole graph, and nothing of it is garbage yet.
+    with collecting.paused(), early_writing.EarlyBundle(export_dir) as early:
         exporter = Exporter(*args, **kwargs, _early=early)
         return exporter.snapshot().write(export_dir)
 
@@ -304,7 +306,7 @@ class Exporter:
         if self._stamp is not None and not _stamp(self._request).matches(self._stamp):
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
-        values = variables.read_values(self._plan.checkpoint)
+        values = held_values.read_values(self._plan.checkpoint)
         return Snapshot(self._plan, values, seconds, self._warmup, self._target, self._early)
 
 
@@ -314,7 +316,7 @@ class Snapshot:
     def __init__(
         self,
         plan: assembly.Plan,
-        values: variables.Values,
+        values: held_values.Values,
         seconds: Mapping[str, float],
         warmup: Any = None,
         target: str | None = None,
@@ -427,7 +429,7 @@ def _stamp(request: ExportRequest) -> staleness.Stamp:
 
 def _write_files(
     plan: assembly.Plan,
-    values: variables.Values | None,
+    values: held_values.Values | None,
     directory: str,
     extras: Mapping[str, bytes],
     shared: SharedFiles,

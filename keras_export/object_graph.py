@@ -21,7 +21,7 @@ from keras_export.main_graph import variable_name
 from keras_export.resources import SaveRestore
 from keras_export.signatures import DEFAULT_ATTRIBUTE, DEFAULT_KEY, SignatureFunction
 from keras_export.tracking import Collection, Node, is_keras_layer, path_text
-from keras_export.variables import CheckpointPlan, saver_of
+from keras_export.variables import CheckpointPlan
 from keras_export.wrappers import keyword
 
 
@@ -99,7 +99,7 @@ def _fill_saved_object(saved: Any, node: Node, objects: _ObjectGraph, contents: 
     if isinstance(node.obj, tfi.Trackable):
         _fill_dependencies(saved, node, objects)
         _fill_registration(saved, node.obj)
-        saved.registered_saver = saver_of(node) or ""
+        saved.registered_saver = node.saver or ""
 
 
 def _fill_variable(saved: Any, node: Node, contents: Contents) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_export import targets, variables
+from keras_export import held_values, targets, variables
 from keras_export.assembly import Plan
-from keras_export.variables import Entry, Values
+from keras_export.held_values import Entry, Values
 
 BUNDLE = "variables/variables"
 _Status = tuple[int, int, int, int]
@@ -94,7 +94,7 @@ class SharedFiles:
         self._written, self.bytes_linked = [], 0
         join = tf.io.gfile.join
         if values is not None:
-            stored = variables.cast(values, plan.stored_as)
+            stored = held_values.cast(values, plan.stored_as)
             self._write_values(join(directory, BUNDLE), directory, plan, stored)
         for asset in plan.meta_graph.assets:
             name = join("assets", asset.filename)
@@ -147,10 +147,10 @@ class SharedFiles:
         device = plan.options.experimental_io_device
         sharding = getattr(plan.options, "experimental_sharding_callback", None)
         if sharding is not None:
-            variables.write_bundle(prefix, variables.shard(values, sharding), device)
+            held_values.write_bundle(prefix, held_values.shard(values, sharding), device)
             return
         if device is not None or not targets.is_local(directory):
-            variables.write_bundle(prefix, values, device)
+            held_values.write_bundle(prefix, values, device)
             return
         self._write_shards(prefix, directory, plan, values)
 
@@ -174,15 +174,15 @@ class SharedFiles:
         groups = [tuple(group) for group in (waiting.values(), moving) if group]
         if not parts and len(groups) == 1:
             os.rmdir(f"{prefix}_temp")
-            variables.write_bundle(prefix, Values(tuple(groups)))
+            held_values.write_bundle(prefix, Values(tuple(groups)))
             return
         for group in groups:
             parts.append(f"{prefix}_temp/new-{len(parts):05d}")
-            variables.write_bundle(parts[-1], Values((group,)))
+            held_values.write_bundle(parts[-1], Values((group,)))
         new = []
         if waiting:
             new.append(_Shard(_File(None), _read(f"{parts[len(linked)]}.index"), waiting))
-        variables.merge_bundles(prefix, parts)
+        held_values.merge_bundles(prefix, parts)
         self._shards += new
         for number, shard in enumerate([*linked, *new]):
             name = f"{BUNDLE}.data-{number:05d}-of-{len(parts):05d}"

@@ -79,6 +79,10 @@ from tensorflow.python.eager.context import context as eager_context
 # The bundle of a graph's values is written eagerly; `tf.init_scope` does not leave a V1 graph.
 from tensorflow.python.eager.context import eager_mode
 
+# Many variables are read by one op, which `tf.raw_ops` leaves out as it does all whose names begin
+# with an underscore.
+from tensorflow.python.eager.execute import quick_execute
+
 # A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
 from tensorflow.python.framework.func_graph import FuncGraph
 
@@ -193,6 +197,13 @@ def keras_variable_class() -> type:
     from keras.src.backend import Variable
 
     return Variable
+
+
+def keras_tensorflow_layer_class() -> type:
+    """The base of every Keras layer that knows TensorFlow's checkpoints: it lists the children."""
+    from keras.src.backend.tensorflow.layer import TFLayer
+
+    return TFLayer
 
 
 def keras_device_questions() -> list[tuple[object, str, bool]]:

@@ -76,6 +76,14 @@ class Node:
             self._facts = _facts_of(self.obj)
         return self._facts
 
+    @functools.cached_property
+    def saver(self) -> str | None:
+        """The name of the saver that somebody registered for the object."""
+        if not isinstance(self.obj, tfi.Trackable):
+            return None
+        name: str | None = tfi.registration.get_registered_saver_name(self.obj)
+        return name
+
     def store_as(self, dtype: tf.DType) -> None:
         """Lets the artifact hold the variable in another dtype than the live object does."""
         self._facts = replace(self.facts, dtype=dtype)
@@ -103,7 +111,7 @@ class TrackedGraph:
 
     def find(self, obj: Any, path: tuple[str, ...] = ()) -> Node | None:
         """The node of `obj`, or None where the walk did not reach it; `path` is for errors."""
-        return self._by_id.get(id(unwrap_variable(obj, path)))
+        return self._by_id.get(id(obj)) or self._by_id.get(id(unwrap_variable(obj, path)))
 
     def of_kind(self, *kinds: Kind) -> Iterator[Node]:
         return (node for node in self.nodes if node.kind in kinds)
@@ -122,7 +130,7 @@ class TrackedGraph:
         wrapper = obj if held is not obj else None
         node = Node(held, path, kind_of(held), keras_variable=wrapper)
         self.nodes.append(node)
-        self._by_id[id(held)] = node
+        self._by_id[id(held)] = self._by_id[id(obj)] = node
         return node
 
 
@@ -197,7 +205,7 @@ class Listing:
         """The children of one object by name."""
         known = self._children.get(id(obj))
         if known is None:
-            known = self._children[id(obj)] = (obj, tf.train.TrackableView.children(obj))
+            known = self._children[id(obj)] = (obj, _checkpoint_children(obj))
         return known[1]
 
     def clear(self) -> None:
@@ -215,6 +223,28 @@ class Listing:
                 if id(child) not in found:
                     found[id(child)] = child
                     queue.append(child)
+
+
+def _checkpoint_children(obj: Any) -> Any:
+    # TensorFlow's own way tells a Keras layer four times not to track what it is assigned.
+    cls: type = type(obj)
+    own = getattr(obj, "__dict__", {})
+    if _lists_what_it_was_assigned(cls) and "_trackable_children" not in own:
+        assigned = getattr(obj, "_self_unconditional_checkpoint_dependencies", ())
+        children = {reference.name: reference.ref for reference in assigned}
+        if all(isinstance(child, tfi.Trackable) for child in children.values()):
+            return children
+    return tf.train.TrackableView.children(obj)
+
+
+@functools.lru_cache(maxsize=4096)
+def _lists_what_it_was_assigned(cls: type) -> bool:
+    """Whether no class but those of TensorFlow and Keras says what the children are."""
+    usual = {tfi.Trackable, tfi.AutoTrackable}
+    if _keras() is not None:
+        usual.add(tfi.keras_tensorflow_layer_class())
+    says = {"_trackable_children", "_checkpoint_dependencies", "_maybe_initialize_trackable"}
+    return all(base in usual or says.isdisjoint(vars(base)) for base in cls.__mro__)
 
 
 def is_distributed(root: Any, listing: Listing | None = None) -> bool:
@@ -260,6 +290,13 @@ def _function_kind(cls: type) -> Literal["function", "concrete_function"] | None
     if issubclass(cls, tfi.PolymorphicFunction):
         return "function"
     return "concrete_function" if issubclass(cls, tfi.ConcreteFunction) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_no_functions(cls: type) -> bool:
+    # A proxy says of itself that it is of another class.
+    is_proxy = any("__class__" in vars(base) for base in cls.__mro__[:-1])
+    return not is_proxy and _function_kind(cls) is None
 
 
 def kind_of(obj: Any) -> Kind:
@@ -354,10 +391,13 @@ class _Walk:
                 node.children[name] = known
 
     def add_saved_model_children(self, graph: TrackedGraph) -> None:
-        def both(obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
-            return {**self.checkpoint_children(obj, path), **self.saved_model_children(obj, path)}
+        reached = {id(node.obj) for node in graph.nodes}
 
-        self.breadth_first(graph, both, in_checkpoint=False)
+        def others(obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
+            found = self.saved_model_children(obj, path)
+            return found if id(obj) in reached else {**self.checkpoint_children(obj, path), **found}
+
+        self.breadth_first(graph, others, in_checkpoint=False)
 
     def checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         known = self._checkpoint_children.get(id(obj))
@@ -376,8 +416,7 @@ class _Walk:
         return {
             name: child
             for name, child in found.items()
-            if not _function_kind(child.__class__)
-            and not self._exclude(child)
+            if not _function_kind(child.__class__) and not self._exclude(child)
         }
 
     def saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
@@ -426,9 +465,12 @@ def _keras_functions(layer: Any, of_class: Iterable[str]) -> dict[str, Any]:
     TensorFlow finds them by `dir()` and `getattr`, which runs every property of every layer.
     """
     names = dict.fromkeys(of_class)
-    for name, value in vars(layer).items():
-        if _function_kind(value.__class__):
-            names[name] = None
+    attributes = vars(layer)
+    # A layer has dozens of attributes of a dozen classes.
+    if not all(map(_has_no_functions, set(map(type, attributes.values())))):
+        names.update(
+            (k, None) for k, value in attributes.items() if _function_kind(value.__class__)
+        )
     return {
         name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS
     }
@@ -458,18 +500,21 @@ def _as_trackable(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return Collection(_trackable_items(value.items()), "trackable_dict_wrapper")
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, _CONTAINERS):
         return Collection(_trackable_items(enumerate(value)), "trackable_list_wrapper")
     return value
 
 
+_CONTAINERS = (list, tuple, set, frozenset)
+
+
 def _trackable_items(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    items = {str(key): _as_trackable(value) for key, value in pairs}
-    return {
-        key: value
-        for key, value in items.items()
-        if isinstance(value, tfi.Trackable) or (isinstance(value, Collection) and value.items)
-    }
+    items = {}
+    for key, value in pairs:
+        found = _as_trackable(value)
+        if bool(found.items) if isinstance(found, Collection) else isinstance(found, tfi.Trackable):
+            items[str(key)] = found
+    return items
 
 
 def _add_keras_variable_lists(graph: TrackedGraph) -> None:

@@ -165,6 +165,15 @@ def export_keras(strategy: tf.distribute.Strategy, folder: Path) -> None:
     np.savez(folder / "keras.npz", x=x, y=model(x))
 
 
+def export_two_devices(folder: Path) -> None:
+    module = tf.Module()
+    module.variables_of_both = []
+    for index in range(100):
+        with tf.device(f"/cpu:{index % 2}"):
+            module.variables_of_both.append(tf.Variable([float(index)] * (index % 3)))
+    ke.save(module, folder / "both")
+
+
 def main(folder: Path) -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -173,6 +182,7 @@ def main(folder: Path) -> None:
     export_keras(strategy, folder)
     export_others(strategy, folder)
     export_packed(folder)
+    export_two_devices(folder)
     load_under(strategy, folder)
 
 

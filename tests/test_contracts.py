@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_export as ke
-from keras_export import contracts, variables
+from keras_export import contracts, held_values
 from keras_export.callbacks import SavedModelCheckpoint
 from keras_export.errors import CheckpointError, SignatureError
 from keras_export.outcomes import FailedExportWarning
@@ -110,16 +110,16 @@ def test_a_version_that_gives_what_the_model_gives_is_published(tmp_path):
 
 def shifted(monkeypatch):
     """Each value that is written is one more than it was."""
-    write = variables.write_bundle
+    write = held_values.write_bundle
 
     def wrong(prefix, values, *arguments):
         groups = [
             [e if e.tensor.dtype == tf.string else replace(e, tensor=e.tensor + 1) for e in group]
             for group in values.groups
         ]
-        return write(prefix, variables.Values(tuple(map(tuple, groups))), *arguments)
+        return write(prefix, held_values.Values(tuple(map(tuple, groups))), *arguments)
 
-    monkeypatch.setattr(variables, "write_bundle", wrong)
+    monkeypatch.setattr(held_values, "write_bundle", wrong)
 
 
 def test_a_version_that_gives_something_else_is_not_published(tmp_path, monkeypatch):

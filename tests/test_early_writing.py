@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_export as ke
-from keras_export import early_writing, variables
+from keras_export import early_writing, held_values
 from keras_export.errors import TargetError
 
 
@@ -25,13 +25,13 @@ def _early_for_all_sizes(monkeypatch):
 def writers(monkeypatch) -> list[str]:
     """The names of the threads that wrote bundles."""
     names: list[str] = []
-    write = variables.write_bundle
+    write = held_values.write_bundle
 
     def noted(*args: Any) -> None:
         names.append(threading.current_thread().name)
         write(*args)
 
-    monkeypatch.setattr(variables, "write_bundle", noted)
+    monkeypatch.setattr(held_values, "write_bundle", noted)
     return names
 
 
@@ -137,7 +137,7 @@ def test_a_failed_trace_leaves_no_file_of_the_values(tmp_path, writers):
 
 
 def test_an_early_write_that_fails_is_made_again(tmp_path, monkeypatch):
-    write, calls = variables.write_bundle, []
+    write, calls = held_values.write_bundle, []
 
     def failing_once(*args: Any) -> None:
         calls.append(args)
@@ -145,7 +145,7 @@ def test_an_early_write_that_fails_is_made_again(tmp_path, monkeypatch):
             raise OSError(28, "no space")
         write(*args)
 
-    monkeypatch.setattr(variables, "write_bundle", failing_once)
+    monkeypatch.setattr(held_values, "write_bundle", failing_once)
     model = _model()
     ke.export(model, tmp_path / "m")
     assert len(calls) == 2
@@ -162,7 +162,7 @@ def test_a_disk_that_stays_full_is_one_error_and_leaves_the_target(tmp_path, mon
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(variables, "write_bundle", full)
+    monkeypatch.setattr(held_values, "write_bundle", full)
     with pytest.raises(TargetError, match="No space left"):
         ke.export(_model(), tmp_path / "m")
     assert _contents(tmp_path / "m") == before

@@ -17,7 +17,7 @@ import pytest
 from consumers import assert_same
 from training_process import Trainings, train
 
-from keras_export import atomic, publishing, variables
+from keras_export import atomic, held_values, publishing
 from keras_export.callbacks import SavedModelCheckpoint
 from keras_export.errors import TargetError
 from keras_export.outcomes import FailedExportWarning
@@ -250,13 +250,13 @@ class Vanishing:
         self._patch, self._folder = monkeypatch, str(folder)
 
     def start(self):
-        write = variables.write_bundle
+        write = held_values.write_bundle
 
         def removed(prefix, *arguments):
             shutil.rmtree(os.path.dirname(os.path.dirname(prefix)))
             return write(prefix, *arguments)
 
-        self._patch.setattr(variables, "write_bundle", removed)
+        self._patch.setattr(held_values, "write_bundle", removed)
 
     def end(self):
         self._patch.undo()

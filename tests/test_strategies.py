@@ -53,6 +53,16 @@ def test_a_model_trained_on_two_devices_is_served_from_one(
     assert b"CPU:1" not in (exported / "keras" / "saved_model.pb").read_bytes()
 
 
+def test_variables_of_two_devices_keep_their_values_apart(
+    exported: Path, consumers: Consumers
+) -> None:
+    values = consumers.checkpoint(exported / "both/variables/variables").values()
+    assert len(values) == 100
+    for index in range(100):
+        found = values[f"variables_of_both/{index}/.ATTRIBUTES/VARIABLE_VALUE"]
+        np.testing.assert_array_equal(found, [float(index)] * (index % 3))
+
+
 def test_a_function_is_traced_as_for_one_device(exported: Path, consumers: Consumers) -> None:
     loaded = consumers.tf(exported / "updating")
     assert [float(loaded.call("f")["y"]) for _ in range(2)] == [1.0, 2.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,37 @@ def test_one_object_under_two_names_is_one_node_and_one_loaded_object(
     loaded = consumers.tf(tmp_path)
     loaded.assign("second.1", 9.0)
     assert_same(loaded.call("first.read"), np.float32(9))
+
+
+class Conditional(tf.Module):
+    """Lists what was never assigned to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [tf.Variable(1.0)]
+
+    @property
+    def _checkpoint_dependencies(self) -> list[Any]:
+        return [tf.__internal__.tracking.TrackableReference("shown", self.hidden[0])]
+
+
+def patched() -> tf.Module:
+    module = tf.Module()
+    module.v = tf.Variable(1.0)
+    module._trackable_children = lambda *_, **__: {"other": tf.Variable(2.0)}
+    return module
+
+
+@pytest.mark.parametrize(
+    "made", [containers, nested_models, shared, circle, Conditional, patched, tf.Module]
+)
+def test_children_are_those_that_tensorflow_lists(made: Callable[[], Any]) -> None:
+    listing = tracking.Listing()
+    for obj in listing.descendants(made()):
+        listed = tf.train.TrackableView.children(obj)
+        ours = listing.children(obj)
+        assert list(ours) == list(listed)
+        assert [type(x) for x in ours.values()] == [type(x) for x in listed.values()]
 
 
 def test_the_nodes_of_a_checkpoint_come_first(tmp_path: Path) -> None:
