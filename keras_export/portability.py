@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tensorflow as tf
+
 from keras_export import tf_internals as tfi
 from keras_export import tracking
 
@@ -33,7 +35,9 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
 
     And a batch normalization that was given its axis as a number gives each of its variables the
     rank of the inputs before it computes with them, which broadcasting does by itself where it is
-    the last axis. In many networks of images every seventh op is such a reshape.
+    the last axis. In many networks of images every seventh op is such a reshape. A convolution does
+    so with its bias, which Keras takes back where it adds it (the releases that add by an operator
+    keep the reshape).
 
     Args:
         *objects: what is traced; a recurrent layer in them that insists on cuDNN gives in.
@@ -46,6 +50,10 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
         (module, name, functools.partial(_by_last_axis, normalize, inspect.signature(normalize)))
         for module, name in tfi.keras_batch_normalization()
         for normalize in [getattr(module, name)]
+    ]
+    changes += [
+        (module, name, functools.partial(_without_reshape, getattr(module, name)))
+        for module, name in tfi.keras_addition()
     ]
     # "auto" is the same to whoever uses the layer meanwhile: cuDNN where it can be had.
     changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
@@ -74,6 +82,24 @@ def _by_last_axis(
     if call.arguments.get("axis") == len(call.arguments["x"].shape) - 1:
         call.arguments["axis"] = -1
     return normalize(*call.args, **call.kwargs)
+
+
+def _without_reshape(add: Callable[..., Any], x1: Any, x2: Any) -> Any:
+    if getattr(_THREAD, "portable", False) and tf.is_tensor(x1) and tf.is_symbolic_tensor(x2):
+        vector = _vector_behind(x2)
+        # Where the sum gets its rank from the reshape, it must have it.
+        if vector is not None and (x1.shape.rank or 0) >= x2.shape.rank:
+            x2 = vector
+    return add(x1, x2)
+
+
+def _vector_behind(tensor: Any) -> Any:
+    """The vector that `tensor` is with ones before it, as broadcasting would put them there."""
+    if tensor.op.type != "Reshape" or not tensor.shape.is_fully_defined():
+        return None
+    vector = tensor.op.inputs[0]
+    ones = [1] * (tensor.shape.rank - 1)
+    return vector if vector.shape.rank == 1 and tensor.shape == [*ones, *vector.shape] else None
 
 
 def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:

@@ -235,6 +235,19 @@ def keras_batch_normalization() -> list[tuple[object, str]]:
     return [(module, "batch_normalization")] if hasattr(module, "batch_normalization") else []
 
 
+def keras_addition() -> list[tuple[object, str]]:
+    """Where Keras looks up what adds a bias: `(module, name)`.
+
+    It has no way to say that a bias need not get the rank of what it is added to.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    module = importlib.import_module("keras.src.backend.tensorflow.numpy")
+    return [(module, "add")] if hasattr(module, "add") else []
+
+
 def keras_walk_saveable(saveable: object) -> collections.abc.Iterator[tuple[str, object]]:
     """The attributes of a Keras object in the order in which Keras saves their weights.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import threading
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,65 @@ def test_another_thread_normalizes_as_always_while_one_is_traced() -> None:
         thread.join()
     assert "Reshape" in seen[0]
     assert getattr(module, name) is original
+
+
+def convolved(**options: Any) -> keras.Model:
+    x = keras.Input((6, 5), name="x")
+    model = keras.Model(x, keras.layers.Conv1D(3, 2, name="y", **options)(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape).astype("float32") for w in model.weights])
+    return model
+
+
+@pytest.mark.skipif(
+    "ops.add" not in inspect.getsource(keras.layers.Conv1D.call),
+    reason="this Keras adds a bias by an operator, where nobody can step in",
+)
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("mixed_bfloat16", 0.05)])
+def test_a_bias_of_the_last_axis_is_added_as_it_is(dtype: str, atol: float, tmp_path: Path) -> None:
+    model = convolved(dtype=dtype)
+    ke.export(model, tmp_path / "m")
+    assert "Reshape" not in ke.inspect(tmp_path / "m").ops
+    x = np.random.default_rng(1).normal(size=(3, 6, 5)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    assert_same(loaded.serve(x).numpy(), model(x, training=False).numpy(), atol=atol)
+
+
+class Added(keras.layers.Layer):
+    """Adds a reshaped vector where the reshape matters, and where it does not."""
+
+    def __init__(self, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+        super().__init__(name="y")
+        self.shapes = first, second
+
+    def build(self, input_shape: Any) -> None:
+        self.vector = self.add_weight(shape=(4,), initializer="ones", name="vector")
+
+    def call(self, x: Any) -> Any:
+        first, second = self.shapes
+        return keras.ops.add(keras.ops.reshape(x, first), keras.ops.reshape(self.vector, second))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reshapes"),
+    [
+        ((-1, 4), (1, 4), 1),
+        ((-1, 4), (1, 1, 4), 2),
+        ((-1, 4, 1), (1, 4, 1), 2),
+        ((-1, 4, 2), (4, 1), 2),
+        ((-1, 2, 4), (1, 4), 1),
+        ((-1, 2, 1), (1, 1, 4), 1),
+        ((-1, 2, 2), (1, 2, 2), 2),
+    ],
+)
+def test_a_reshape_that_matters_stays(
+    first: tuple[int, ...], second: tuple[int, ...], reshapes: int, tmp_path: Path
+) -> None:
+    x = keras.Input((8,), name="x")
+    model = keras.Model(x, Added(first, second)(x))
+    model.set_weights([np.float32([1, 2, 3, 4])])
+    ke.export(model, tmp_path / "m")
+    assert ke.inspect(tmp_path / "m").ops["Reshape"] == reshapes
+    value = np.random.default_rng(1).normal(size=(2, 8)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    assert_same(loaded.serve(value).numpy(), model(value, training=False).numpy())
