@@ -117,8 +117,13 @@ def add_gradients(collector: FunctionCollector) -> None:
                 if op_type not in library.gradients and op_type not in seen:
                     seen.add(op_type)
                     _group(collector, groups, name, node, op_type, required=order == 0)
-        for group in _merged(library, groups):
-            _add_group(collector, group)
+        merged = _merged(library, groups)
+        read = [
+            x for group in merged for member in group.members for x in group.captures_of(member)
+        ]
+        outlined = outlining.Library(library, read)
+        for group in merged:
+            _add_group(collector, group, outlined)
         names = [name for name in library.definitions if name not in known]
 
 
@@ -185,10 +190,10 @@ def _merged(library: FunctionLibrary, groups: Mapping[Any, _Group]) -> list[_Gro
     return list(merged.values())
 
 
-def _add_group(collector: FunctionCollector, group: _Group) -> None:
+def _add_group(collector: FunctionCollector, group: _Group, outlined: outlining.Library) -> None:
     if group.joined:
         _relax(collector.library.definitions[function_name(group.traced)], group.arguments)
-    for member in _outline(collector, group):
+    for member in _outline(collector, group, outlined):
         bound = _bound(collector, group, group.captures_of(member), member)
         if group.shared:
             _register_wrapper(collector, member, bound)
@@ -196,9 +201,11 @@ def _add_group(collector: FunctionCollector, group: _Group) -> None:
             _register(collector, member.op_type, bound)
 
 
-def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
+def _outline(
+    collector: FunctionCollector, group: _Group, outlined: outlining.Library
+) -> list[_Member]:
     """Lets one function hold the op of each member that allows it; returns the others."""
-    library, graph = collector.library, group.traced.graph
+    graph = group.traced.graph
     # A value that Python holds, or a variable, is bound to the gradient whoever calls it.
     passed = [
         index
@@ -212,7 +219,7 @@ def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
     for member in group.members:
         captures = group.captures_of(member)
         read = [captures[index] for index in passed]
-        place = outlining.place_of(library, member.function, member.node, member.op, read)
+        place = outlined.place_of(member.function, member.node, member.op, read)
         if place is None:
             remaining.append(member)
         else:
@@ -220,14 +227,15 @@ def _outline(collector: FunctionCollector, group: _Group) -> list[_Member]:
     if not places:
         return remaining
     first = group.members[0]
-    region = outlining.add_region(library, places, f"{first.op_type}-outlined")
+    places = outlined.alike(places)
+    region = outlined.add_region(places, f"{first.op_type}-outlined")
     captures = group.captures_of(first)
     for index, name in zip(passed, region.captures, strict=True):
         captures[index] = graph.internal_captures[index]
         collector.bind(captures[index], CapturedTensor(region.name, name))
     _register(collector, region.op_type, _bound(collector, group, captures, first))
     for place in places:
-        outlining.call_region(library, region, place)
+        outlined.call_region(region, place)
     return remaining
 
 
