@@ -190,6 +190,7 @@ def _described(signature: signatures.SignatureFunction) -> Signature:
     return Signature(
         {item.name: item.spec for item in signature.inputs},
         {item.name: item.spec for item in signature.outputs},
+        {item.name: item.default for item in signature.inputs if item.default is not None},
     )
 
 

@@ -28,10 +28,13 @@ class Signature:
     Attributes:
         inputs: `tf.TensorSpec` by name.
         outputs: spec by name; `tf.TensorSpec`, or the spec of a composite tensor.
+        defaults: the value by name of each input that may be left out, as far as it was written
+            from a live function; signatures are compared without them.
     """
 
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"({listed(self.inputs)}) -> ({listed(self.outputs)})"

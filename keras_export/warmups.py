@@ -8,6 +8,7 @@ artifact before that was published, for a server gives up a model of which a req
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,11 @@ from keras_export.errors import ArgumentError, ArgumentTypeError, failure
 # tensorflow_serving/servables/tensorflow/saved_model_warmup_util.h
 FILE = "tf_serving_warmup_requests"
 _MOST_REQUESTS = 1000
+# A message is read only up to this size; the names and shapes in it take a part.
+_MOST_BYTES = 2**31 - 2**20
 
 _GIVE = "Give a batch: `warmup={input name: array}`."
+_ONE_OR_MANY = f"{_GIVE} A list stands for several requests."
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ def requests_of(warmup: Any, signatures: Mapping[str, Any]) -> list[Request]:
     Args:
         warmup: None for no request; True or a batch size, for requests of zeros and empty strings;
             `{input name: array}`, or one array for signatures with one input; `{signature key: one
-            of these}`; a list of any of these, for several requests each.
+            of these}`; a list of any of these, for several requests each. An input that may be
+            left out has its default then.
         signatures: `{key: Signature}`.
 
     Raises:
-        ArgumentError: it fits no signature, or an input by shape or dtype; there would be more
-            requests than a server reads, 1000; an input to generate has no known rank.
+        ArgumentError: it fits no signature, or an input by shape, dtype or value; there would be
+            more requests than a server reads, 1000, or one larger than 2 GB; an input to generate
+            has no known rank.
         ArgumentTypeError: it is none of what it can be.
 
     Example:
@@ -97,8 +103,8 @@ def try_out(directory: str, requests: Sequence[Request]) -> None:
     """
     loaded = tf.saved_model.load(directory)
     for request in requests:
-        inputs = {name: tf.constant(value) for name, value in request.inputs.items()}
         try:
+            inputs = {name: tf.constant(value) for name, value in request.inputs.items()}
             loaded.signatures[request.signature](**inputs)
         except (tf.errors.OpError, ValueError, TypeError) as error:
             shapes = ", ".join(f"{k}={v.dtype}{list(v.shape)}" for k, v in request.inputs.items())
@@ -127,8 +133,14 @@ def _fits(inputs: Mapping[Any, Any], signatures: Mapping[str, Any]) -> list[str]
     return [
         key
         for key, signature in sorted(signatures.items())
-        if names == set(signature.inputs) or (names == {None} and len(signature.inputs) == 1)
+        if _wanted(signature) <= names <= set(signature.inputs)
+        or (names == {None} and len(_wanted(signature) or signature.inputs) == 1)
     ]
+
+
+def _wanted(signature: Any) -> set[str]:
+    """The inputs that may not be left out."""
+    return set(signature.inputs) - set(signature.defaults)
 
 
 def _fitting(inputs: Mapping[Any, Any], signatures: Mapping[str, Any]) -> Iterator[Request]:
@@ -145,9 +157,27 @@ def _fitting(inputs: Mapping[Any, Any], signatures: Mapping[str, Any]) -> Iterat
             )
         )
     for key in keys:
-        specs = signatures[key].inputs
-        values = {next(iter(specs)): inputs[None]} if None in inputs else inputs
-        yield Request(key, {name: _value(key, name, values[name], specs[name]) for name in specs})
+        signature = signatures[key]
+        values = inputs
+        if None in inputs:
+            (name,) = _wanted(signature) or signature.inputs
+            values = {name: inputs[None]}
+        request = {
+            name: _value(key, name, values[name], spec)
+            if name in values
+            else np.asarray(signature.defaults[name])
+            for name, spec in signature.inputs.items()
+        }
+        _refuse_large(key, sum(array.nbytes for array in request.values()))
+        yield Request(key, request)
+
+
+def _refuse_large(key: str, size: int) -> None:
+    if size > _MOST_BYTES:
+        where = f"write a warm-up request for {key!r}"
+        raise ArgumentError(
+            failure(where, f"{_MOST_BYTES} bytes at most", f"{size} bytes", "Give a smaller batch.")
+        )
 
 
 def _value(key: str, name: str, value: Any, spec: Any) -> Any:
@@ -161,17 +191,29 @@ def _value(key: str, name: str, value: Any, spec: Any) -> Any:
         ) from error
     is_text = array.dtype.kind in "OSU"
     if is_text != (spec.dtype == tf.string) or not (
-        is_text or np.can_cast(array.dtype, dtype, "same_kind") or _is_plain(value, array, dtype)
+        is_text or np.can_cast(array.dtype, dtype, "same_kind") or not hasattr(value, "dtype")
     ):
         raise ArgumentError(failure(where, spec.dtype.name, f"{name}={array.dtype}"))
     if not spec.shape.is_compatible_with(array.shape):
-        raise ArgumentError(failure(where, f"the shape {spec.shape}", f"{list(array.shape)}"))
+        shape = f"the shape {spec.shape}"
+        raise ArgumentError(failure(where, shape, f"{list(array.shape)}", _ONE_OR_MANY))
+    if not (is_text or _has_room(array, dtype)):
+        values = f"values that {spec.dtype.name} can have"
+        raise ArgumentError(failure(where, values, f"{name}={array.dtype}"))
     return array.astype(dtype)
 
 
-def _is_plain(value: Any, array: Any, dtype: Any) -> bool:
-    """Whether Python's own numbers have the value also as this dtype."""
-    return not hasattr(value, "dtype") and bool(np.all(array.astype(dtype) == array))
+def _has_room(array: Any, dtype: Any) -> bool:
+    """Whether a dtype has the values of an array: whole numbers exactly, others nearly."""
+    if array.dtype == dtype:
+        return True
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        if array.dtype.kind in "fc" and dtype.kind in "iub":
+            return bool(np.all(cast == array))
+        if array.dtype.kind in "iub" and dtype.kind in "iub":
+            return bool(np.all(cast.astype(object) == array.astype(object)))
+        return bool(np.all(np.isfinite(cast) == np.isfinite(array)))
 
 
 def _generated(key: str, signature: Any, batch: int) -> dict[str, Any]:
@@ -179,6 +221,9 @@ def _generated(key: str, signature: Any, batch: int) -> dict[str, Any]:
         raise ArgumentError(failure("write warm-up requests", "a batch size from 1 on", f"{batch}"))
     found = {}
     for name, spec in signature.inputs.items():
+        if name in signature.defaults:
+            found[name] = np.asarray(signature.defaults[name])
+            continue
         if spec.shape.rank is None:
             where = f"generate {name!r} of a warm-up request for {key!r}"
             raise ArgumentError(failure(where, "a known rank", f"shape={spec.shape}", _GIVE))
@@ -187,6 +232,7 @@ def _generated(key: str, signature: Any, batch: int) -> dict[str, Any]:
             free if known is None else known
             for free, known in zip(sizes, spec.shape.as_list(), strict=True)
         ]
+        _refuse_large(key, math.prod(shape) * max(spec.dtype.size, 1))
         if spec.dtype == tf.string:
             found[name] = np.full(shape, b"", object)
         else:

@@ -99,9 +99,24 @@ def test_equal_requests_are_equal_bytes(tmp_path: Path) -> None:
         ({"picture": 1}, "expected the inputs of a signature .serve: image, word; .*'picture'"),
         (np.ones((1, 2)), "received one array"),
         ({"image": np.ones((1, 4, 4, 3)), "word": [["a", "b"]]}, "expected int32, received word"),
-        ({"image": np.ones((1, 4, 4, 3)), "word": [[0.5, 1]]}, "expected int32, received word"),
-        ({"image": np.ones((1, 4, 4)), "word": [[1, 2]]}, "'image' of 'serve': expected the"),
+        (
+            {"image": np.ones((1, 4, 4, 3)), "word": np.array([[0.5, 1]])},
+            "expected int32, received word=float64",
+        ),
+        (
+            {"image": np.ones((1, 4, 4, 3)), "word": [[0.5, 1]]},
+            "expected values that int32 can have, received word=float64",
+        ),
+        (
+            {"image": np.ones((1, 4, 4, 3)), "word": [[2**40, 1]]},
+            "expected values that int32 can have, received word=int64",
+        ),
+        (
+            {"image": np.ones((1, 4, 4)), "word": [[1, 2]]},
+            "'image' of 'serve': expected the .* A list stands for several requests",
+        ),
         (0, "expected a batch size from 1 on, received 0"),
+        (10**8, "'serve': expected 2146435072 bytes at most, received 19200000000 bytes"),
         ([1] * 501, "expected 1000 at most"),
     ],
 )
@@ -118,6 +133,64 @@ def test_a_request_that_the_model_fails_on_is_refused(tmp_path: Path) -> None:
     batch = {"image": np.ones((1, 4, 4, 3)), "word": [[1, 77]]}
     with pytest.raises(ValueError, match=r"'serve' with image=.*the model fails on it"):
         ke.export(two_inputs(), tmp_path / "out", warmup=batch)
+    assert list(tmp_path.iterdir()) == []
+
+
+_DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64", "float16"]
+_DTYPES += ["bfloat16", "float32", "float64", "complex64", "complex128", "string"]
+
+
+class Every(tf.Module):
+    """A signature with an input of each dtype, one of a scalar, and one without inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        specs = [tf.TensorSpec([None, 2], dtype, name=f"a_{dtype}") for dtype in _DTYPES]
+        scalar = tf.TensorSpec([], tf.string, name="scalar")
+        self.every = tf.function(self._every, input_signature=[*specs, scalar])
+        self.nothing = tf.function(lambda: {"y": tf.constant(1)}, input_signature=[])
+
+    def _every(self, *tensors: Any) -> Any:
+        return {f"output_{index}": tf.identity(x) for index, x in enumerate(tensors)}
+
+
+def test_each_dtype_a_scalar_and_no_input_travel(tmp_path: Path, consumers: Consumers) -> None:
+    module = Every()
+    signatures = {"every": module.every, "nothing": module.nothing}
+    ke.Exporter(module, signatures=signatures, warmup=[1, {"every": 3}]).write(tmp_path)
+    found = requests(tmp_path)
+    assert [key for key, _ in found] == ["every", "nothing", "every"]
+    assert [len(inputs["a_int8"]) for key, inputs in found if key == "every"] == [1, 3]
+    for key, inputs in found:
+        assert consumers.cpp(tmp_path).signature(key, **inputs)
+        if key == "every":
+            dtypes = {name: tf.as_dtype(x.dtype).name for name, x in inputs.items()}
+            assert dtypes == {**{f"a_{x}": x for x in _DTYPES}, "scalar": "string"}
+
+
+class WithDefault(tf.Module):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.float32, name="x"),
+            tf.TensorSpec([1], tf.float32, name="y"),
+        ]
+    )
+    def add(self, x: Any, y: Any = tf.constant([10.0])) -> Any:  # noqa: B008
+        return x + y
+
+
+def test_an_input_that_is_left_out_has_its_default(tmp_path: Path) -> None:
+    for name, warmup in {"made": True, "given": {"x": [1.0]}, "one": np.array([1.0])}.items():
+        ke.Exporter(WithDefault(), warmup=warmup).write(tmp_path / name)
+        ((_, inputs),) = requests(tmp_path / name)
+        assert inputs["y"].tolist() == [10.0] and inputs["x"].shape == (1,)
+    ke.Exporter(WithDefault(), warmup={"x": [1.0], "y": [2.0]}).write(tmp_path / "both")
+    assert requests(tmp_path / "both")[0][1]["y"].tolist() == [2.0]
+
+
+def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'serve' with text=object.* the model fails on it"):
+        ke.export(words(), tmp_path / "out", warmup=np.array([None], object))
     assert list(tmp_path.iterdir()) == []
 
 
