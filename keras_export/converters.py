@@ -15,11 +15,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from typing import Any
 
+from keras_export import protos
 from keras_export.errors import ArgumentError
 from keras_export.lint import serving_functions
 from keras_export.node_kinds import Graph
@@ -42,7 +43,12 @@ _UNKNOWN_TO_ONNX = re.compile(r"Tensorflow op \[(?P<node>[^\]:]+): (?P<op>\w+)\]
 # What the converter of TensorFlow.js freezes, inlines or takes out before it looks at the ops.
 _GONE_IN_JS = frozenset(("Assert", "CheckNumerics", "PartitionedCall", "Print", "ReadVariableOp",
                          "ResourceGather", "ResourceGatherNd", "StatefulPartitionedCall",
-                         "VarHandleOp"))  # fmt: skip
+                         "VarHandleOp", "Variable", "VariableV2"))  # fmt: skip
+
+# tensorflowjs/write_weights.py: what it stores, or turns into what it stores.
+_DTYPES_IN_JS = ("float32", "float16", "float64", "int32", "int64", "complex64", "complex128",
+                 "uint8", "uint16", "bool", "string", "resource")  # fmt: skip
+_WEIGHTS = {"Const": "dtype", "ReadVariableOp": "dtype"}
 
 _TO_LITE = """
 import sys
@@ -112,15 +118,47 @@ def _ask_onnx(path: str, key: str, graph: Graph) -> Iterator[Finding]:
 
 
 def _unknown_to_js(graph: Graph) -> Iterator[Finding]:
-    known = _js_ops() | _GONE_IN_JS
-    for name, function in serving_functions(graph).items():
-        for node in function.node_def:
-            if node.op not in known and node.op not in graph.library:
+    serving = graph.execution.serving
+    main = [node for node in graph.meta_graph.graph_def.node if node.name in serving]
+    bodies = {"": main, **{k: v.node_def for k, v in serving_functions(graph).items()}}
+    for name, nodes in bodies.items():
+        by_name = {node.name: node for node in nodes}
+        for node in nodes:
+            message = _refused_by_js(graph, node, by_name)
+            if message:
                 yield Finding(
-                    "op", node.op, REFUSED, f"TensorFlow.js has no op {node.op}.",
+                    "op", node.op, REFUSED, message,
                     "Move the step in front of the model, or keep it out of the signature.",
                     ("tfjs",), (), name, node.name, graph.layers.of(name, node),
                 )  # fmt: skip
+
+
+def _refused_by_js(graph: Graph, node: Any, others: Mapping[str, Any]) -> str:
+    """What the converter of TensorFlow.js has against a node; mostly nothing."""
+    if any(map(_stays_apart, (graph.library[x] for x in graph.callees(node)))):
+        return f"TensorFlow.js cannot take in the function of {node.op}, which is compiled apart."
+    if node.op not in _js_ops() | _GONE_IN_JS and node.op not in graph.library:
+        return f"TensorFlow.js has no op {node.op}."
+    dtype = _dtype_of_weight(node, others)
+    if dtype not in (None, *_DTYPES_IN_JS):
+        return f"TensorFlow.js has no weights of {dtype}."
+    return ""
+
+
+def _stays_apart(function: Any) -> bool:
+    return any(x.key in ("_XlaMustCompile", "_noinline") and x.value.b for x in function.attr)
+
+
+def _dtype_of_weight(node: Any, others: Mapping[str, Any]) -> str | None:
+    """Of what becomes a weight when the graph is frozen: constants, variables, casts of these."""
+    attribute = _WEIGHTS.get(node.op)
+    if node.op == "Cast" and all(others.get(x.partition(":")[0]) for x in node.input):
+        (given,) = (others[x.partition(":")[0]] for x in node.input)
+        attribute = "DstT" if given.op in _WEIGHTS else None
+    for entry in node.attr:
+        if entry.key == attribute:
+            return protos.dtype_name(entry.value.type)
+    return None
 
 
 @functools.cache

@@ -154,6 +154,36 @@ def test_tensorflow_js_is_judged_by_the_list_of_its_converter(tmp_path: Path) ->
     assert ke.check(tmp_path / "plain", "tfjs").ok
 
 
+class Apart(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+        compiled = tf.function(lambda x: x * 2.0, jit_compile=True)
+        spec = tf.TensorSpec([None], tf.float32, name="x")
+        self.compiled = tf.function(compiled, input_signature=[spec])
+        self.looked_up = tf.function(
+            lambda x: self.table.lookup(tf.cast(x, tf.int64)), input_signature=[spec]
+        )
+
+
+def test_tensorflow_js_takes_no_compiled_function_no_table_that_changes_and_no_bfloat16(
+    tmp_path: Path,
+) -> None:
+    module = Apart()
+    for name in ("compiled", "looked_up"):
+        ke.save(module, tmp_path / name, signatures=getattr(module, name))
+    dense = keras.layers.Dense(1, dtype="mixed_bfloat16")
+    model = keras.Sequential([keras.Input((3,)), dense, keras.layers.Activation("linear")])
+    ke.export(model, tmp_path / "half")
+    found = {
+        name: "".join(x.message for x in ke.check(tmp_path / name, "tfjs").findings)
+        for name in ("compiled", "looked_up", "half")
+    }
+    assert "the function of PartitionedCall, which is compiled apart" in found["compiled"]
+    assert "no op MutableHashTableV2" in found["looked_up"]
+    assert "no weights of bfloat16" in found["half"]
+
+
 def test_the_list_for_tensorflow_js_is_read_from_a_wheel(tmp_path: Path) -> None:
     wheel = tmp_path / "tensorflowjs-9.8.7-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as content:
