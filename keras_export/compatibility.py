@@ -22,7 +22,7 @@ from keras_export.errors import ArgumentError, IncompatibleError, failure
 from keras_export.inspection import read_graphs
 from keras_export.lint import advice_on
 from keras_export.node_kinds import CPP, PYTHON, Graph
-from keras_export.refusals import REFUSED, Finding, findings_of, span
+from keras_export.refusals import BY_XLA, REFUSED, Finding, findings_of, span
 from keras_export.releases import Release
 
 # What people call them -> whether Python's loader takes part.
@@ -36,6 +36,11 @@ _TARGETS = {
 }
 
 _MOST_LINES = 40
+
+_BY_JAX = (
+    "The artifact holds code by jax as StableHLO. Releases much older than the jax that made it "
+    "cannot read it, which was not judged."
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,10 @@ def check(export_dir: str | os.PathLike[str], target: str | None = None) -> Comp
     (meta_graph, *others), _ = read_graphs(path)
     if others:
         wanted = replace(wanted, notes=(*wanted.notes, _one_of_many(meta_graph, others)))
-    return _judge(path, Graph(meta_graph), wanted)
+    graph = Graph(meta_graph)
+    if any(kind.op == BY_XLA for kind, _ in graph.kinds.values()):
+        wanted = replace(wanted, notes=(*wanted.notes, _BY_JAX))
+    return _judge(path, graph, wanted)
 
 
 def refuse(export_dir: str, target: str) -> None:

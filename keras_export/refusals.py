@@ -55,6 +55,9 @@ _STRICT_ABOUT_KEYS = ("2.12", "2.13")
 # They call back into the Python of the process that traced them.
 _PYTHON_OPS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
 
+# What jax2tf makes: a module of StableHLO with the platforms that it was made for.
+BY_XLA = "XlaCallModule"
+
 # Replaced by others before anything runs.
 _REWRITTEN = frozenset({"AccumulateNV2"})
 
@@ -381,6 +384,13 @@ def _run_problems(kind: Kind, op: Op, release: Release) -> Iterator[_Problem]:
             f"{kind.op} calls Python code that only the exporting process has.",
             "Write the step with TensorFlow's ops instead of `tf.py_function`.", RUN,
         )  # fmt: skip
+    elif kind.op == BY_XLA and "CPU" not in (_texts(kind, "platforms") or ["CPU"]):
+        yield _Problem(
+            "kernel", kind.op, REFUSED,
+            f"{kind.op} holds code for {_listed(_texts(kind, 'platforms'))} alone.",
+            "Convert it for the CPU, too: `native_serialization_platforms=['cpu', ...]` of jax2tf.",
+            RUN,
+        )  # fmt: skip
     elif op.only_on_gpu:
         yield _Problem(
             "kernel", kind.op, REFUSED, f"The op {kind.op} has kernels for GPUs only.",
@@ -401,6 +411,12 @@ def _run_problems(kind: Kind, op: Op, release: Release) -> Iterator[_Problem]:
             f"TensorFlow {release.name} has no CPU kernel for {kind.op} with {given}.",
             f"Cast to another dtype in the model{_with_kernel(kind)}.", PLACED,
         )  # fmt: skip
+
+
+def _texts(kind: Kind, name: str) -> list[str]:
+    """An attribute that is a list of texts, in capitals; empty if the node lacks it."""
+    value = kind.attributes.get(name)
+    return [] if value is None else [x.decode(errors="replace").upper() for x in value.list.s]
 
 
 def _device_problems(device: str) -> Iterator[_Problem]:

@@ -268,6 +268,29 @@ def test_an_attribute_that_is_left_out_silently_is_no_refusal_but_not_fine(
     assert "loads it and loses something" in str(report)
 
 
+def test_code_that_jax_made_for_a_gpu_alone_is_found(base: Path, tmp_path: Path) -> None:
+    def by_jax(*platforms: bytes) -> Callable[[Any], Any]:
+        def change(graph: Any) -> None:
+            node = node_of(graph, "Relu")
+            node.op = "XlaCallModule"
+            node.attr.pop("T")
+            node.attr["platforms"].list.s.extend(platforms)
+            node.attr["version"].i, node.attr["module"].s = 9, b""
+            node.attr["Sout"].list.shape.add()
+            for name in ("Tin", "Tout"):
+                node.attr[name].list.type.append(1)
+
+        return change
+
+    said = {}
+    for name, platforms in {"gpu": (b"CUDA",), "both": (b"CPU", b"CUDA")}.items():
+        report = ke.check(changed(base, tmp_path / name, by_jax(*platforms)))
+        said[name] = str(ke.check(tmp_path / name, f"tensorflow=={_HERE}"))
+        assert any("code by jax" in note for note in report.notes)
+    assert "XlaCallModule holds code for CUDA alone" in said["gpu"]
+    assert "XlaCallModule" not in said["both"]
+
+
 class Gather(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int16, name="at")])
     def gather(self, at: Any) -> Any:
