@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -38,6 +39,10 @@ _FOREIGN = {
 LAMBDA_FUNCTIONS = ("function", "output_shape", "mask")
 _VALUES = frozenset(("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__",
                      "__slice__"))  # fmt: skip
+_ARRAYS = ("__numpy__", "__tensor__")
+_DTYPE = re.compile(r"[a-z]+\d{0,3}(_[a-z0-9]+)?")
+# Functions that make what their arguments say.
+_MAKERS = frozenset(("get", "deserialize"))
 _KERAS_2 = frozenset(("keras", "tf_keras"))
 _TRAINING = ("_initializer", "_regularizer", "_constraint")
 _MERGERS = frozenset(("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Average", "Dot"))
@@ -46,6 +51,9 @@ _SHAPES = frozenset(("batch_shape", "batch_input_shape", "input_shape", "target_
 _SIZES = frozenset(("units", "filters", "input_dim", "output_dim", "num_heads", "key_dim",
                     "kernel_size", "depth_multiplier", "state_size", "max_tokens", "num_tokens",
                     "nb_filter", "n", "pool_size", "size", "rank"))  # fmt: skip
+# What Python counts up to, and the most that has been seen, by far.
+_COUNTS = {"ngrams": 1 << 10, "num_oov_indices": 1 << 24, "indices_or_sections": 1 << 16,
+           "num": 1 << 16}  # fmt: skip
 # Sizes up to here have been seen; beyond, an array of bytes would not fit into any machine.
 _MAX_ELEMENTS = 1 << 44
 _MAX_SIZE = 1 << 31
@@ -251,7 +259,10 @@ class _Check:
         if name == "__typespec__":
             return self._type_spec(node)
         if name in _VALUES:
-            return ""
+            dtype = inner.get("dtype") if isinstance(inner, dict) and name in _ARRAYS else "int8"
+            fine = isinstance(dtype, str) and _DTYPE.fullmatch(dtype)
+            # `S1000000000` makes a gigabyte of each element.
+            return "" if fine else f"has the absurd dtype {dtype!r:.100}"
         if name == "function":
             return self._function(inner, module, registered)
         if {name, registered, name.rpartition(">")[2]} & self._custom:
@@ -280,7 +291,8 @@ class _Check:
         spaces: tuple[str, ...] = _FUNCTIONS
         if module not in (None, "builtins", "keras"):
             spaces = tuple(x for x in _FUNCTIONS if f"keras.{x}" == module)
-        if any(inspect.isroutine(_in_namespace(space, name)) for space in spaces):
+        known = any(inspect.isroutine(_in_namespace(space, name)) for space in spaces)
+        if known and name not in _MAKERS:
             return ""
         return f"uses the function {str(module)[:200]}.{name[:200]} that was not given"
 
@@ -324,6 +336,8 @@ def _oddities(inner: Mapping[str, Any]) -> Iterator[str]:
             yield f"has the absurd shape {key}={value[:20]}"
         elif key in _SIZES and _largest(value) > _MAX_SIZE:
             yield f"has the absurd size {key}={value!r:.100}"
+        elif isinstance(value, int) and value > _COUNTS.get(key, _MAX_SIZE**2):
+            yield f"has the absurd number {key}={value}"
 
 
 def _elements(shape: list[Any]) -> int:

@@ -36,7 +36,7 @@ from keras_export.hdf5 import stored_layers, stored_variables
 from keras_export.layouts import Origin
 from keras_export.reports import ExportReport
 from keras_export.revival import Reviver
-from keras_export.sources import MEGABYTE, SourceFile
+from keras_export.sources import MEGABYTE, SourceFile, refuse
 from keras_export.upgrades import LEGACY_CLASSES
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -44,6 +44,7 @@ Progress = Callable[[str, int, int], None]
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # What a model may hold beside what its file stores: counters, seeds, constants of layers.
 _SLACK_BYTES = 64 * MEGABYTE
+_MAX_UNROLLED_STEPS = 10_000
 
 
 def convert(
@@ -104,6 +105,8 @@ def convert(
     progress("read", revival.bytes_read, revival.bytes_read)
     size = sum(math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in model.variables)
     progress("write", 0, size)
+    if safe_mode:
+        _check_loops(os.fspath(source), model)
     _check_vocabularies(os.fspath(source), model)
     with _naming(os.fspath(source)):
         report = export(
@@ -318,6 +321,22 @@ class _WeightLimit:
         """Keras may have wrapped what was raised inside of it."""
         if self._refusal is not None:
             raise self._refusal from error
+
+
+def _check_loops(source: str, model: Any) -> None:
+    """Refuses a graph that would have a node for each of too many steps."""
+    unrolled = [x for x in model._flatten_layers() if getattr(x, "unroll", False)]
+    tensors = [x for layer in model.layers for x in _tensors_of(layer)] if unrolled else []
+    longest = max((x.shape[1] or 0 for x in tensors if len(x.shape) > 2), default=0)
+    if longest > _MAX_UNROLLED_STEPS:
+        refuse(source, [f"layer {unrolled[0].name!r} is unrolled over {longest} steps"])
+
+
+def _tensors_of(layer: Any) -> list[Any]:
+    try:
+        return [*keras.tree.flatten(layer.input), *keras.tree.flatten(layer.output)]
+    except (AttributeError, ValueError):  # it was called often, or never
+        return []
 
 
 def _check_vocabularies(source: str, model: Any) -> None:

@@ -57,6 +57,7 @@ def open_source(path: str, folder: str, safe_mode: bool = True) -> SourceFile:
         _unpack(path, folder)
         return _from_folder(path, folder, safe_mode)
     if kind == "folder":
+        _check_folder(path, safe_mode)
         return _from_folder(path, path, safe_mode)
     if kind == "json":
         return SourceFile(path, "config", parse_json(_read_text(path), path))
@@ -75,6 +76,8 @@ def _kind_of(path: str) -> str:
         )  # fmt: skip
         raise ArgumentError(failure(f"convert {path}", "a file of Keras", "a directory", mend))
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe may never say anything
+            raise ArgumentError(failure(f"convert {path}", "a file", "a device or a pipe"))
         with open(path, "rb") as file:
             start = file.read(64)
             if _has_hdf5_magic(file):
@@ -131,6 +134,20 @@ def _from_folder(path: str, folder: str, safe_mode: bool) -> SourceFile:
     size = examined(weights, f"{_WEIGHTS} in {path}", safe_mode).weight_bytes
     version = metadata.get("keras_version", "") if isinstance(metadata, dict) else ""
     return SourceFile(path, "archive", read(_CONFIG), str(version), "", weights, size, folder)
+
+
+def _check_folder(path: str, safe_mode: bool) -> None:
+    """Refuses what an archive cannot have either."""
+    reasons = []
+    for place, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            member = os.path.relpath(os.path.join(place, name), path)
+            if stat.S_ISLNK(mode):
+                reasons += [f"member {member!r} is a symbolic link"] * safe_mode
+            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                reasons.append(f"member {member!r} is a device or a pipe")
+    refuse(path, reasons)
 
 
 def _unpack(path: str, folder: str) -> None:

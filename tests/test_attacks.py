@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -55,6 +59,42 @@ def test_a_file_cut_off_anywhere_is_damaged(ending: str, tmp_path: Path, tempora
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("what", ["a symbolic link", "a device or a pipe"])
+def test_a_folder_holds_only_what_an_archive_can(
+    what: str, tmp_path: Path, temporary: Path
+) -> None:
+    folder = tmp_path / "folder"
+    with zipfile.ZipFile(innocent(tmp_path / "model.keras")) as file:
+        file.extractall(folder)
+    (folder / "assets").mkdir()
+    if what == "a symbolic link":
+        (folder / "assets" / "vocabulary.txt").symlink_to("/etc/passwd")
+    else:
+        os.mkfifo(folder / "assets" / "vocabulary.txt")
+    with pytest.raises(ke.UnsafeFileError, match=rf"member 'assets/vocabulary\.txt' is {what}"):
+        ke.convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and list(temporary.iterdir()) == []
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.h5")
+    with pytest.raises(ke.ExportError, match=r"model\.h5: expected a file, received a device"):
+        ke.convert(tmp_path / "model.h5", tmp_path / "out")
+
+
+def test_modules_beside_the_file_are_not_imported(tmp_path: Path) -> None:
+    # Libraries try optional modules by name; `python -m` would find these here first.
+    innocent(tmp_path / "model.keras")
+    for name in ("torch", "jax", "tensorflow", "h5py", "tf_keras", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(canary(tmp_path))!r}, 'w')")
+    # Of `-c` the first entry is the current folder; of the program, its own.
+    code = "import sys; del sys.path[0]; from keras_export import cli; sys.exit(cli.main())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(ke.__file__).parent.parent)}
+    command = [sys.executable, "-c", code, "convert", "model.keras", "out"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "out").is_dir() and not canary(tmp_path).exists()
+
+
 def test_all_reasons_are_given_at_once(tmp_path: Path) -> None:
     def change(config: dict) -> None:
         config["config"]["layers"].append(_lambda(tmp_path))
@@ -91,8 +131,6 @@ def test_weights_of_zeros_and_a_large_innocent_file_pass(tmp_path: Path) -> None
     model.layers[0].kernel.assign(keras.ops.zeros((1000, 1000)))
     model.save(tmp_path / "model.keras")
     packed = tmp_path / "packed.keras"
-    import zipfile
-
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members_of(tmp_path / "model.keras").items():
             file.writestr(name, content)

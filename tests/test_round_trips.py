@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import test_zoo as zoo
 from consumers import Consumers
 from zoo import KINDS, Kind, architectures, dtypes, interfaces, preprocessing, states, values
@@ -78,6 +79,18 @@ def returns(kind: Kind, made: Any, expected: list[Any], folder: Path, consumers:
         assert bits(made) == before
 
 
+def signature_for(kind: Kind) -> Any:
+    """What no file says of a model that was called: its inputs' dtypes and free dimensions."""
+    if not kind.called or kind.input_signature is not None:
+        return kind.input_signature
+    specs = []
+    for text in kind.inputs.values():
+        dtype, _, shape = text.removesuffix("]").partition("[")
+        sizes = [None if size == "?" else int(size) for size in shape.split(", ") if size]
+        specs.append(tf.TensorSpec(sizes, dtype))
+    return list(tf.nest.pack_sequence_as(kind.arguments(), specs))
+
+
 def through_a_model(kind: Kind, ending: str, folder: Path, consumers: Consumers) -> str:
     made = kind.make(recorded=False)
     if not isinstance(made, keras.Model):
@@ -85,7 +98,7 @@ def through_a_model(kind: Kind, ending: str, folder: Path, consumers: Consumers)
     path = folder / f"model.{ending}"
     if not saved(made, path):
         return "not by Keras"
-    options = {} if kind.input_signature is None else {"input_signature": kind.input_signature}
+    options = {"input_signature": signature_for(kind)}
     try:
         ke.convert(path, folder / "out", custom_objects=CUSTOM, **options)
     except ke.ConversionError as error:

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 HELP = "make a SavedModel of a .keras or HDF5 file"
@@ -35,15 +37,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Converts; a file that cannot be converted raises, unless it is one of a batch."""
-    sys.path.insert(0, os.getcwd())  # as `python -m` has it; the program's own folder stands there
-    try:
+    with _own_modules(options):
         custom = _custom_objects(options)
         if options.batch:
             return _batch(options, custom)
         _convert(options, options.source, options.out, custom)
-    finally:
-        sys.path.remove(os.getcwd())
     return 0
+
+
+@contextmanager
+def _own_modules(options: argparse.Namespace) -> Iterator[None]:
+    """Finds modules that the user named in the current folder, after all others.
+
+    A folder with files of strangers may hold a `torch.py`, and libraries try such names.
+    """
+    named = options.custom or options.model or (":" in options.source and options.weights)
+    before = [*sys.path]
+    sys.path += [os.getcwd()] * bool(named)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _convert(options: argparse.Namespace, source: str, out: str, custom: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import keras
 
 from attacks.kinds import archive, attack, innocent, members_of, shell, with_config
 
@@ -168,6 +169,13 @@ def gadget_in_a_private_module_of_keras(folder: Path) -> Path:
     return _with_first(folder, activation=gadget)
 
 
+@attack("keras.losses.deserialize")
+def function_of_keras_that_makes_objects(folder: Path) -> Path:
+    layer = _lambda(folder)
+    layer["config"]["function"] = _function("keras.losses", "deserialize")
+    return _with_layer(folder, layer)
+
+
 @attack("layer 'sly' (TorchModuleWrapper)")
 def torch_module(folder: Path) -> Path:  # CVE-2025-49655
     return _with_layer(folder, {
@@ -216,6 +224,46 @@ def absurd_input(folder: Path) -> Path:
         config["config"]["layers"][0]["config"]["batch_shape"] = [None, 10**9, 10**9]
 
     return with_config(folder, change)
+
+
+def _operation(module: str, name: str, **arguments: Any) -> dict[str, Any]:
+    return {"module": f"keras.src.ops.{module}", "class_name": name, "registered_name": None,
+            "config": {"name": "sly", **arguments}}  # fmt: skip
+
+
+@attack("layer 'sly' (Split) has the absurd number indices_or_sections=100000000")
+def one_tensor_for_each_number(folder: Path) -> Path:
+    return _with_layer(folder, _operation("numpy", "Split", indices_or_sections=10**8, axis=-1))
+
+
+@attack("layer 'sly' (Unstack) has the absurd number num=100000000")
+def one_tensor_for_each_row(folder: Path) -> Path:
+    return _with_layer(folder, _operation("core", "Unstack", num=10**8, axis=-1))
+
+
+@attack("layer 'sly' (TextVectorization) has the absurd number ngrams=1000000000")
+def texts_of_a_billion_words(folder: Path) -> Path:
+    return _with_layer(folder, _lookup("TextVectorization", vocabulary=["a"], ngrams=10**9))
+
+
+@attack("layer 'sly' (StringLookup) has the absurd number num_oov_indices=1000000000")
+def a_billion_words_that_are_unknown(folder: Path) -> Path:
+    return _with_layer(folder, _lookup("StringLookup", vocabulary=["a"], num_oov_indices=10**9))
+
+
+@attack("(__numpy__) has the absurd dtype 'V2000000000'")
+def array_of_large_elements(folder: Path) -> Path:
+    array = {"class_name": "__numpy__", "config": {"value": [1, 2, 3], "dtype": "V2000000000"}}
+    return _with_first(folder, bias_regularizer=array)
+
+
+@attack("gru' is unrolled over 1000000 steps")
+def network_unrolled_over_a_million_steps(folder: Path) -> Path:
+    x = keras.Input((10**6, 1), name="x")
+    y = keras.layers.Bidirectional(keras.layers.GRU(1, unroll=True), name="sly")
+    path = folder / "model.keras"
+    keras.Model(x, y(x)).save(path)
+    return path
 
 
 @attack("has a name that leaves its folder")
