@@ -44,7 +44,7 @@ def paths_of(model: Any) -> WeightPaths:
             held = getattr(value, "value", value)
             if hasattr(held, "handle"):
                 found[id(held)] = (*found.get(id(held), ()), path)
-            else:
+            elif not path.startswith("optimizer/"):
                 computed = (*computed, path)
     except Exception:  # layers of users do what they like when they are asked for their state
         return WeightPaths({})
