@@ -57,6 +57,7 @@ def canonicalize(
     main_nodes: Iterable[Any] = (),
     *,
     keep_names: bool = False,
+    keep_scopes: bool = False,
     keep_read_shapes: bool = True,
     strip_debug_ops: bool = False,
 ) -> dict[str, str]:
@@ -67,6 +68,8 @@ def canonicalize(
         roots: names of the functions to start from, in the order that numbers them.
         main_nodes: NodeDefs outside the library that call its functions.
         keep_names: leave node names as they were traced, for debug information.
+        keep_scopes: leave in the names of nodes the scopes that they were made in. Converters name
+            tensors after them, and of the ops of no Keras layer nothing else tells the place.
         keep_read_shapes: tell the shape of each variable where a function reads it. Who inlines the
             functions of a signature finds it in the main graph.
         strip_debug_ops: make checks and prints do nothing.
@@ -91,7 +94,7 @@ def canonicalize(
             definition.arg_attr[index].attr[ARGUMENT_NAME].s = given
         _prune(definition, name in readers, needed.get(name, frozenset()))
     if not keep_names:
-        _rename_nodes(library)
+        _rename_nodes(library, keep_scopes)
     return _rename_functions(library, main_nodes)
 
 
@@ -346,13 +349,20 @@ def _rename_functions(library: FunctionLibrary, main_nodes: Iterable[Any]) -> di
     return names
 
 
+# What TensorFlow makes of a branch or a loop for its gradient is called after it, counter and all.
+_COUNTED = re.compile(r"_\d+(?=_(grad|rewritten)(_|$))")
+
+
 def _function_names(definitions: Iterable[str]) -> dict[str, str]:
     """Numbered by order of first use.
 
     `CreateFingerprintDef` sorts functions by the number that their name ends in: it must be there,
     and be another for each.
     """
-    return {name: f"{stem_of(name)}_{number}" for number, name in enumerate(definitions)}
+    return {
+        name: f"{stem_of(_COUNTED.sub('', name))}_{number}"
+        for number, name in enumerate(definitions)
+    }
 
 
 def _gradient_names(library: FunctionLibrary) -> dict[str, str]:
@@ -393,11 +403,11 @@ def _rename_bound(library: FunctionLibrary, names: dict[str, str]) -> None:
     library.functions = {bound.name: bound for bound in library.functions.values()}
 
 
-def _rename_nodes(library: FunctionLibrary) -> None:
+def _rename_nodes(library: FunctionLibrary, keep_scopes: bool) -> None:
     """Short names that are unique in the whole library: converters inline functions."""
     unique = _UniqueNames()
     renamed = {
-        name: _rename_nodes_of(definition, unique)
+        name: _rename_nodes_of(definition, unique, keep_scopes)
         for name, definition in library.definitions.items()
     }
     seen: set[int] = set()
@@ -416,6 +426,13 @@ class _UniqueNames:
         self._counts: dict[str, int] = {}
         self._taken: set[str] = set()
         self._arguments: set[str] = set()
+
+    def node(self, scope: str, op: str) -> str:
+        """The next free name for a node; the first one of an op in a scope has no number."""
+        if not scope:
+            return self.numbered(op)
+        name = f"{scope}/{op}"
+        return name if self.claim(name) else self.numbered(name)
 
     def numbered(self, base: str) -> str:
         """The next free name on `base`."""
@@ -443,7 +460,9 @@ class _UniqueNames:
         return free
 
 
-def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
+def _rename_nodes_of(
+    definition: Any, unique: _UniqueNames, keep_scopes: bool
+) -> dict[str, str]:
     names: dict[str, str] = {}
     refused = {node.name for node in definition.node_def if _keeps_name(node)}
     for index, argument in enumerate(definition.signature.input_arg):
@@ -465,7 +484,8 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames) -> dict[str, str]:
         kept = _keeps_name(node)
         if node.name in effects and not re.search(r"\d", node.name):
             kept = kept or unique.claim(node.name)
-        names[node.name] = node.name if kept else unique.numbered(_base(node.op))
+        scope = node.name.rpartition("/")[0] if keep_scopes else ""
+        names[node.name] = node.name if kept else unique.node(scope, _base(node.op))
         node.name = names[node.name]
     for index in reversed(repeated):
         del definition.node_def[index]

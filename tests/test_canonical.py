@@ -212,6 +212,39 @@ def test_names_do_not_count_what_the_process_did_before(tmp_path: Path) -> None:
     assert names(tmp_path / "2") == first
 
 
+class Scoped(tf.Module):
+    """Ops in scopes, and what TensorFlow's control flow and gradients make of scopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable([[2.0]], name="w")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], name="x")])
+    def f(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.name_scope("encoder"):
+            y = tf.matmul(tf.matmul(x, self.w), self.w)
+        with tf.GradientTape() as tape, tf.name_scope("steps"):
+            loss = y
+            tape.watch(y)
+            for _ in tf.range(3):
+                loss = tf.nn.silu(loss @ self.w)
+        return {"y": y, "slope": tape.gradient(loss, y)}
+
+
+def test_the_scopes_of_a_module_stay_in_the_names_of_its_nodes(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    """Converters name tensors after them."""
+    ke.save(scoped := Scoped(), tmp_path / "1")
+    products = [x.name for x in artifacts.nodes(tmp_path / "1") if x.op == "MatMul"]
+    assert {"encoder/MatMul", "encoder/MatMul0"} <= set(products)
+    x = np.float32([[1.0]])
+    assert_same(consumers.everywhere(tmp_path / "1", x=x), scoped.f(x), rtol=1e-5)
+    # They do not count what the process did before.
+    ke.save(Scoped(), tmp_path / "2")
+    assert artifacts.files(tmp_path / "2") == artifacts.files(tmp_path / "1")
+
+
 def test_functions_come_in_the_order_of_first_use(effects: Path) -> None:
     functions = artifacts.library(effects)
     position = {name: index for index, name in enumerate(functions)}
