@@ -68,8 +68,9 @@ def canonicalize(
         roots: names of the functions to start from, in the order that numbers them.
         main_nodes: NodeDefs outside the library that call its functions.
         keep_names: leave node names as they were traced, for debug information.
-        keep_scopes: leave in the names of nodes the scopes that they were made in. Converters name
-            tensors after them, and of the ops of no Keras layer nothing else tells the place.
+        keep_scopes: leave in the names of nodes the scopes that they were made in, unless these may
+            count what the process did. Converters name tensors after them, and of the ops of no
+            Keras layer nothing else tells the place.
         keep_read_shapes: tell the shape of each variable where a function reads it. Who inlines the
             functions of a signature finds it in the main graph.
         strip_debug_ops: make checks and prints do nothing.
@@ -349,6 +350,9 @@ def _rename_functions(library: FunctionLibrary, main_nodes: Iterable[Any]) -> di
     return names
 
 
+# The end of a number that may be of a counter of the process; that of `conv2d` is none.
+_COUNTS = re.compile(r"\d(?![A-Za-z])")
+
 # What TensorFlow makes of a branch or a loop for its gradient is called after it, counter and all.
 _COUNTED = re.compile(r"_\d+(?=_(grad|rewritten)(_|$))")
 
@@ -484,7 +488,9 @@ def _rename_nodes_of(
         kept = _keeps_name(node)
         if node.name in effects and not re.search(r"\d", node.name):
             kept = kept or unique.claim(node.name)
-        scope = node.name.rpartition("/")[0] if keep_scopes else ""
+        scope = node.name.rpartition("/")[0]
+        if not keep_scopes or _COUNTS.search(scope):
+            scope = ""
         names[node.name] = node.name if kept else unique.node(scope, _base(node.op))
         node.name = names[node.name]
     for index in reversed(repeated):
