@@ -464,9 +464,7 @@ class _UniqueNames:
         return free
 
 
-def _rename_nodes_of(
-    definition: Any, unique: _UniqueNames, keep_scopes: bool
-) -> dict[str, str]:
+def _rename_nodes_of(definition: Any, unique: _UniqueNames, keep_scopes: bool) -> dict[str, str]:
     names: dict[str, str] = {}
     refused = {node.name for node in definition.node_def if _keeps_name(node)}
     for index, argument in enumerate(definition.signature.input_arg):

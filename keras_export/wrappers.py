@@ -141,6 +141,9 @@ def _add_call(definition: Any, callee: Any, inner: BoundFunction, inputs: list[s
     return node.name
 
 
+_MUST_COMPILE = "_XlaMustCompile"
+
+
 def call_op(callee: Any) -> str:
     """The op that calls a function."""
     return "StatefulPartitionedCall" if callee.signature.is_stateful else "PartitionedCall"
@@ -149,6 +152,10 @@ def call_op(callee: Any) -> str:
 def fill_call(node: Any, callee: Any, inner: BoundFunction) -> None:
     """Fills the attributes of a call, with the shapes of its results where they are known."""
     node.attr["f"].func.name = inner.name
+    # A session inlines the function, and nothing compiles it, unless the call says so, too.
+    # Source: tensorflow/core/common_runtime/lower_functional_ops.cc
+    if _MUST_COMPILE in callee.attr:
+        node.attr[_MUST_COMPILE].CopyFrom(callee.attr[_MUST_COMPILE])
     # The lists must be present even when they are empty.
     node.attr["Tin"].list.type.extend(x.type for x in callee.signature.input_arg)
     node.attr["Tin"].list.SetInParent()
