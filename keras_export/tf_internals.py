@@ -227,12 +227,7 @@ def keras_batch_normalization() -> list[tuple[object, str]]:
 
     It has no way to say that the axis which a layer keeps as a number is the last one.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return []
-    module = importlib.import_module("keras.src.backend.tensorflow.nn")
-    return [(module, "batch_normalization")] if hasattr(module, "batch_normalization") else []
+    return _of_keras_backend("nn", "batch_normalization")
 
 
 def keras_addition() -> list[tuple[object, str]]:
@@ -240,12 +235,16 @@ def keras_addition() -> list[tuple[object, str]]:
 
     It has no way to say that a bias need not get the rank of what it is added to.
     """
+    return _of_keras_backend("numpy", "add")
+
+
+def _of_keras_backend(module_name: str, name: str) -> list[tuple[object, str]]:
     import keras
 
     if keras.backend.backend() != "tensorflow":
         return []
-    module = importlib.import_module("keras.src.backend.tensorflow.numpy")
-    return [(module, "add")] if hasattr(module, "add") else []
+    module = importlib.import_module(f"keras.src.backend.tensorflow.{module_name}")
+    return [(module, name)] if hasattr(module, name) else []
 
 
 def keras_walk_saveable(saveable: object) -> collections.abc.Iterator[tuple[str, object]]:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from checkpoint_plans import VALUE, entries, module, plan
 from consumers import Consumers, assert_same
 
 import keras_export as ke
-from keras_export import held_values, tracking, variables
-
-VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def module(**values: Any) -> tf.Module:
-    made = tf.Module()
-    for name, value in values.items():
-        setattr(made, name, tf.Variable(value, name=name))
-    return made
-
-
-def plan(obj: Any) -> variables.CheckpointPlan:
-    return variables.plan_checkpoint(tracking.track(obj))
-
-
-def entries(values: held_values.Values) -> dict[str, Any]:
-    return {entry.key: entry.tensor for group in values.groups for entry in group}
-
+from keras_export import held_values
 
 # -- values of a moment ---------------------------------------------------------------------------
 

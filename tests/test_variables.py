@@ -10,30 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from checkpoint_plans import VALUE, entries, module, plan
 from consumers import Consumers, assert_same
 
 import keras_export as ke
-from keras_export import held_values, tracking, variables
+from keras_export import held_values, variables
 from keras_export.errors import UninitializedError, UnsupportedError
 from keras_export.tf_internals import trackable_object_graph_pb2
-
-VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def module(**values: Any) -> tf.Module:
-    made = tf.Module()
-    for name, value in values.items():
-        setattr(made, name, tf.Variable(value, name=name))
-    return made
-
-
-def plan(obj: Any) -> variables.CheckpointPlan:
-    return variables.plan_checkpoint(tracking.track(obj))
-
-
-def entries(values: held_values.Values) -> dict[str, Any]:
-    return {entry.key: entry.tensor for group in values.groups for entry in group}
-
 
 # -- keys -----------------------------------------------------------------------------------------
 
