@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import tensorflow as tf
@@ -162,10 +163,9 @@ def _nearly_meant(key: str, function: Any) -> str:
 
 def _inputs(key: str, concrete: Any, function: Any) -> tuple[tuple[SignatureInput, ...], list[str]]:
     _refuse_variables(key, concrete)
-    _refuse_unnamed(key, concrete)
     specs = flat_input_specs(concrete)
     defaults = _defaults(function, concrete)
-    notes: list[str] = []
+    notes = _check_names(key, concrete)
     found: dict[str, SignatureInput] = {}
     for position, (raw, spec) in enumerate(zip(concrete._arg_keywords, specs, strict=False)):
         name = _valid(tf.compat.as_str(raw), key, notes)
@@ -199,26 +199,42 @@ def _refuse_variables(key: str, concrete: Any) -> None:
             )
 
 
-def _refuse_unnamed(key: str, concrete: Any) -> None:
-    """Several tensors through one argument get names that nobody can predict."""
+def _check_names(key: str, concrete: Any) -> list[str]:
+    """Refuses several tensors of one argument without names; notes what nobody can name.
+
+    A composite tensor (ragged, sparse, an extension type) has no name in its spec: its author
+    could not obey. Its components are numbered behind the argument's name, as for a single one.
+    """
+    notes, keywords = [], iter(concrete._arg_keywords)
     for name, structure, named in _arguments(concrete):
         leaves = [x for x in tf.nest.flatten(structure) if isinstance(x, tf.TypeSpec)]
-        if len(leaves) > 1 and not all(named):
-            listed = ", ".join(
-                f"tf.TensorSpec({_shape(x)}, tf.{x.dtype.name}, name=...)"
-                if isinstance(x, tf.TensorSpec)
-                else repr(x)
-                for x in leaves
+        flags, unnamed, numbered = iter(named), [], []
+        for leaf in leaves:
+            width = len(tf.nest.flatten(leaf, expand_composites=True))
+            is_named, inputs = all([*islice(flags, width)]), [*islice(keywords, width)]
+            if not isinstance(leaf, tf.TensorSpec):
+                numbered += inputs
+            elif not is_named:
+                unnamed.append(leaf)
+        if len(leaves) > 1 and unnamed:
+            raise SignatureError(_unnamed(key, concrete, name, len(leaves), unnamed))
+        if len(leaves) > 1 and numbered:
+            notes.append(
+                f"signature {key!r}: the inputs {', '.join(map(tf.compat.as_str, numbered))} are "
+                f"what the composite tensors in the argument {name!r} are made of, in their order; "
+                "to choose the name of one, make it an argument of its own"
             )
-            raise SignatureError(
-                failure(
-                    f"export the signature {key!r}",
-                    "one tensor per argument, or a name for each tensor",
-                    f"{len(leaves)} tensors through the argument {name!r} of "
-                    f"{function_name(concrete)!r}",
-                    f"Name each of them: {listed}.",
-                )
-            )
+    return notes
+
+
+def _unnamed(key: str, concrete: Any, name: str, count: int, unnamed: list[Any]) -> str:
+    listed = ", ".join(f"tf.TensorSpec({_shape(x)}, tf.{x.dtype.name}, name=...)" for x in unnamed)
+    return failure(
+        f"export the signature {key!r}",
+        "one tensor per argument, or a name for each tensor",
+        f"{count} tensors through the argument {name!r} of {function_name(concrete)!r}",
+        f"Name each of them: {listed}.",
+    )
 
 
 def _shape(spec: Any) -> str:

@@ -148,6 +148,28 @@ def test_several_tensors_through_one_argument_are_named_or_refused() -> None:
     assert names(function.get_concrete_function(spec)) == ["left", "right"]
 
 
+def test_composite_tensors_that_share_an_argument_are_numbered_and_reported(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    function = tf.function(
+        lambda both, x: both[0].values * both[1]["scale"] - both[1]["ragged"].values + x
+    )
+    ragged = tf.RaggedTensorSpec([None, None], tf.float32, ragged_rank=1)
+    refuses(
+        function.get_concrete_function([ragged, {"ragged": ragged, "scale": SCALAR}], SCALAR),
+        "received 3 tensors through the argument 'both'",
+        "Name each of them: tf.TensorSpec([], tf.float32, name=...).",
+    )
+    scale = tf.TensorSpec([], tf.float32, "scale")
+    named = function.get_concrete_function([ragged, {"ragged": ragged, "scale": scale}], SCALAR)
+    report = ke.save(tf.Module(), tmp_path, named)
+    assert any("the inputs both, both_1, both_2, both_3 are" in note for note in report.notes)
+    values, splits = np.float32([1, 2]), np.int64([0, 2])
+    fed = {"both": values, "both_1": splits, "both_2": values * 10, "both_3": splits}
+    result = consumers.everywhere(tmp_path, **fed, scale=np.float32(3), x=np.float32(100))
+    assert_same(result, {"output_0": np.float32([93, 86])})
+
+
 def test_two_inputs_of_one_name_are_numbered(tmp_path: Path, consumers: Consumers) -> None:
     @signed(tf.TensorSpec([], tf.float32, "same"), tf.TensorSpec([], tf.float32, "same"))
     def f(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
