@@ -2,16 +2,16 @@
 
 In: an `ExportRequest`, what the user asked for. Out: a `Plan`, everything that an artifact needs
 but the values: the bytes of `saved_model.pb`, the keys of the checkpoint, the assets. The
-invariant: all that can be refused is refused here, before a file is touched.
+invariant: all that can be refused is refused here, before the target is touched.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -43,7 +43,17 @@ from keras_export.errors import ArgumentError, ArgumentTypeError, failure
 from keras_export.export_requests import ExportRequest
 from keras_export.reports import Signature
 
-BeforeTrace = Callable[[tracking.TrackedGraph, str], variables.CheckpointPlan | None]
+
+class Early(Protocol):
+    """What is told while an artifact is assembled, to begin with writing."""
+
+    def begin(
+        self, request: ExportRequest, tracked: tracking.TrackedGraph, root: str
+    ) -> variables.CheckpointPlan | None:
+        """Before the trace; may return the plan of the checkpoint, which saves making it."""
+
+    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> None:
+        """After the trace, when little is left that could be refused."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,12 @@ class Plan:
     functions: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
 
-def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) -> Plan:
+def assemble(request: ExportRequest, early: Early | None = None) -> Plan:
     """Traces what is not traced yet and assembles the artifact.
 
     Args:
         request: what is wanted.
-        before_trace: is called with the tracked objects and the name of the root, and may return
-            the plan of their checkpoint, which saves making it.
+        early: who may write while this lasts.
 
     Raises:
         ExportError: one of its kinds, for anything that cannot be exported.
@@ -91,17 +100,17 @@ def assemble(request: ExportRequest, before_trace: BeforeTrace | None = None) ->
     export_requests.refuse_context()
     export_requests.refuse_untrackable(request.obj)
     with collecting.paused(), _portable(request.obj), recorded_calls.not_recording():
-        return _assemble(request, options, before_trace)
+        return _assemble(request, options, early)
 
 
-def _assemble(request: ExportRequest, options: Any, before_trace: BeforeTrace | None) -> Plan:
+def _assemble(request: ExportRequest, options: Any, early: Early | None) -> Plan:
     root = "model" if tracking.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
     listing = tracking.Listing()
     if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj, listing)):
         tracked = loaded_objects.track(request, listing=listing)
         if not _was_traced_for_replicas(request, tracked):
-            return _assemble_tracked(request, options, root, tracked, started, before_trace)
+            return _assemble_tracked(request, options, root, tracked, started, early)
     # Functions trace again inside it, so nobody else enters it.
     with tfi.save_context(options):
         return _assemble_tracked(request, options, root, loaded_objects.track(request), started)
@@ -128,12 +137,12 @@ def _assemble_tracked(
     root: str,
     tracked: tracking.TrackedGraph,
     started: float,
-    before_trace: BeforeTrace | None = None,
+    early: Early | None = None,
 ) -> Plan:
     signatures.refuse_reserved_attribute(tracked, root)
     if tracking.uses_keras():
         keras_models.refuse_torch(tracked, root)
-    checkpoint = None if before_trace is None else before_trace(tracked, root)
+    checkpoint = None if early is None else early.begin(request, tracked, root)
     found = served_functions.find_signatures(request, tracked)
     idle = (
         loaded_objects.idle_tables(tracked, found.signatures.values())
@@ -144,6 +153,8 @@ def _assemble_tracked(
         tracked, checkpoint = loaded_objects.track(request, idle), None
     traced = time.perf_counter()
     contents, stored_as = _contents(request, tracked, found, options, root, checkpoint)
+    if early is not None:
+        early.go_on(request, contents.checkpoint)
     assembled = metagraph.assemble(contents)
     return Plan(
         assembled,

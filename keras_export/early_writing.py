@@ -1,10 +1,12 @@
-"""The values of a large object, written while its functions are being traced.
+"""The values of an object, written while its graph is being made.
 
-In: where an export goes, and the tracked objects before anything is traced. Out: a staging
-directory that holds the tensor bundle already. The invariant: it is used only if it holds what
-would be written now; otherwise it is discarded, and nothing but time is lost.
+In: where an export goes, and the tracked objects. Out: a staging directory that holds the tensor
+bundle already. The invariant: it is used only if it holds what would be written now; otherwise it
+is discarded, and nothing but time is lost.
 
-Tracing keeps one processor busy with Python, and writing another with copying.
+Tracing and assembling keep one processor busy with Python, and writing another with copying. What
+takes long to write is begun before the trace; the rest after it, when hardly anything can be
+refused any more.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from keras_export.export_requests import ExportRequest
 from keras_export.staging import Staging
 from keras_export.tracking import TrackedGraph
 
-# Below, what can be refused in the trace is refused before a folder is made.
-_SMALLEST = 16 << 20
+# Below, writing takes less time than assembling, and what a trace refuses needs no folder.
+_LARGE = 16 << 20
 
 
 class EarlyBundle:
@@ -43,6 +45,7 @@ class EarlyBundle:
         self._values: held_values.Values | None = None
         self._thread: threading.Thread | None = None
         self._failed = False
+        self._is_traced = False
 
     def __enter__(self) -> EarlyBundle:
         return self
@@ -60,7 +63,7 @@ class EarlyBundle:
     def begin(
         self, request: ExportRequest, tracked: TrackedGraph, root: str
     ) -> variables.CheckpointPlan | None:
-        """Starts to write if that is worth it.
+        """Before the trace: starts to write much.
 
         Args:
             request: what is wanted.
@@ -77,18 +80,30 @@ class EarlyBundle:
             return None
         try:
             checkpoint = variables.plan_checkpoint(tracked, root)
-            if not _is_written_in_one_piece(checkpoint):
-                return checkpoint
-            values = held_values.read_values(checkpoint)
         except ExportError:  # the trace may mend it, or find more to complain of
             return None
-        if values.byte_count < _SMALLEST:
-            return checkpoint
-        self._staging = self._stack.enter_context(publishing.stage(self._export_dir))
-        self._checkpoint, self._values = checkpoint, values
-        self._thread = threading.Thread(target=self._write, name="keras_export values")
-        self._thread.start()
+        if _is_written_in_one_piece(checkpoint) and checkpoint.byte_count >= _LARGE:
+            self._start(checkpoint)
         return checkpoint
+
+    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> None:
+        """After the trace: starts to write, if that has not begun.
+
+        Args:
+            request: what is wanted.
+            checkpoint: the plan of what will be written.
+
+        Raises:
+            TargetError: nothing can be written there.
+        """
+        is_new = self._thread is None and self._is_plain(request)
+        if is_new and _is_written_in_one_piece(checkpoint):
+            self._start(checkpoint)
+            self._is_traced = True
+
+    def values_of(self, checkpoint: variables.CheckpointPlan) -> held_values.Values | None:
+        """The values of a plan, if they were read after the trace."""
+        return self._values if self._is_traced and checkpoint is self._checkpoint else None
 
     def take(
         self, checkpoint: variables.CheckpointPlan, values: held_values.Values
@@ -102,6 +117,8 @@ class EarlyBundle:
         self._wait()
         if self._staging is None or self._failed or checkpoint is not self._checkpoint:
             return None
+        if values is self._values:
+            return self._staging
         assert self._values is not None
         written = (entry for group in self._values.groups for entry in group)
         wanted = (entry for group in values.groups for entry in group)
@@ -123,6 +140,12 @@ class EarlyBundle:
             and getattr(options, "experimental_io_device", None) is None
             and getattr(options, "experimental_sharding_callback", None) is None
         )
+
+    def _start(self, checkpoint: variables.CheckpointPlan) -> None:
+        self._staging = self._stack.enter_context(publishing.stage(self._export_dir))
+        self._checkpoint, self._values = checkpoint, held_values.read_values(checkpoint)
+        self._thread = threading.Thread(target=self._write, name="keras_export values")
+        self._thread.start()
 
     def _write(self) -> None:
         assert self._staging is not None and self._values is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -269,10 +268,8 @@ class Exporter:
         self._assemble(dataclasses.replace(self._request, signatures=fresh))
 
     def _assemble(self, request: ExportRequest) -> None:
-        early = self._early
-        before_trace = None if early is None else functools.partial(early.begin, request)
-        self._plan = assembly.assemble(request, before_trace)
-        self._stamp = None if early is not None else _stamp(self._request)
+        self._plan = assembly.assemble(request, self._early)
+        self._stamp = None if self._early is not None else _stamp(self._request)
         self._unreported = dict(self._plan.seconds)
 
     def write(self, export_dir: str | os.PathLike[str], *, warmup: Any = None) -> ExportReport:
@@ -306,7 +303,9 @@ class Exporter:
         if self._stamp is not None and not _stamp(self._request).matches(self._stamp):
             self.retrace()
         seconds, self._unreported = self._unreported, {"trace": 0.0, "assemble": 0.0}
-        values = held_values.read_values(self._plan.checkpoint)
+        checkpoint = self._plan.checkpoint
+        values = None if self._early is None else self._early.values_of(checkpoint)
+        values = values or held_values.read_values(checkpoint)
         return Snapshot(self._plan, values, seconds, self._warmup, self._target, self._early)
 
 

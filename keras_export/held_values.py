@@ -43,10 +43,6 @@ class Values:
 
     groups: tuple[tuple[Entry, ...], ...]
 
-    @property
-    def byte_count(self) -> int:
-        return sum(_byte_count(entry.tensor) for group in self.groups for entry in group)
-
 
 def read_values(plan: CheckpointPlan) -> Values:
     """Takes the values of this moment: a reference for each variable, no copy.
@@ -290,7 +286,3 @@ def _save(prefix: str, group: Sequence[Entry]) -> None:
         shape_and_slices=[entry.slice_spec for entry in group],
         tensors=[entry.tensor for entry in group],
     )
-
-
-def _byte_count(tensor: Any) -> int:
-    return tensor.dtype.size * tensor.shape.num_elements() if tensor.dtype.size else 0

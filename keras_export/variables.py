@@ -81,6 +81,12 @@ class CheckpointPlan:
     root: str = "obj"
     savers: tuple[RegisteredSaver, ...] = ()
 
+    @property
+    def byte_count(self) -> int:
+        """The bytes of its variables, as far as their shapes and dtypes tell."""
+        facts = (source.node.facts for source in self.sources if source.by == "variable")
+        return sum((x.shape.num_elements() or 0) * (x.dtype.size or 0) for x in facts)
+
 
 def plan_checkpoint(tracked: TrackedGraph, root: str = "obj") -> CheckpointPlan:
     """Gives every value its key and builds the checkpoint's object graph.

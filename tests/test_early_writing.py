@@ -1,4 +1,4 @@
-"""Values that are written while the functions are being traced."""
+"""Values that are written while the graph is being made."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from keras_export import early_writing, held_values
 from keras_export.errors import TargetError
 
 
-@pytest.fixture(autouse=True)
-def _early_for_all_sizes(monkeypatch):
-    monkeypatch.setattr(early_writing, "_SMALLEST", 0)
+@pytest.fixture(autouse=True, params=["before the trace", "after the trace"])
+def start(request, monkeypatch) -> str:
+    """When the writing of such small objects begins."""
+    if request.param == "before the trace":
+        monkeypatch.setattr(early_writing, "_LARGE", 0)
+    return request.param
 
 
 @pytest.fixture
@@ -83,13 +86,14 @@ def test_save_of_a_module_writes_while_it_traces(tmp_path, writers):
     np.testing.assert_array_equal(loaded.f(), np.arange(12.0) * 2)
 
 
-def test_values_that_the_trace_changes_are_those_after_it(tmp_path, writers):
+def test_values_that_the_trace_changes_are_those_after_it(tmp_path, writers, start):
     x = keras.Input((4,), name="x")
     layer = _Counting(name="out")
     model = keras.Model(x, layer(x))
     before = float(layer.traces)
     ke.export(model, tmp_path / "m")
-    assert writers == ["keras_export values", "MainThread"]
+    again = ["MainThread"] if start == "before the trace" else []
+    assert writers == ["keras_export values", *again]
     assert float(layer.traces) == before + 1
     loaded = tf.saved_model.load(str(tmp_path / "m"))
     served = loaded.serve(np.ones((1, 4), np.float32))
@@ -117,7 +121,7 @@ def test_a_layer_that_is_built_by_the_trace_has_its_values(tmp_path):
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
 
 
-def test_a_failed_trace_leaves_no_file_of_the_values(tmp_path, writers):
+def test_a_failed_trace_leaves_no_file_of_the_values(tmp_path, writers, start):
     class Broken(keras.layers.Layer):
         def build(self, shape: Any) -> None:
             self.w = self.add_weight(shape=(4, 4))
@@ -132,7 +136,7 @@ def test_a_failed_trace_leaves_no_file_of_the_values(tmp_path, writers):
     model = keras.Model(x, Broken()(x))
     with pytest.raises(ZeroDivisionError):
         ke.export(model, tmp_path / "above" / "m")
-    assert writers == ["keras_export values"]
+    assert writers == (["keras_export values"] if start == "before the trace" else [])
     assert not list(tmp_path.iterdir())
 
 
@@ -177,6 +181,22 @@ def test_averages_and_half_values_are_not_those_of_the_variables(tmp_path, write
     model.fit(np.ones((4, 4), np.float32), np.ones((4, 3), np.float32), verbose=0)
     ke.export(model, tmp_path / "ema", weights="ema")
     assert writers == ["MainThread"] * 2
+
+
+def test_what_is_refused_after_the_trace_leaves_no_file_of_the_values(tmp_path, writers):
+    class Method:
+        @tf.function
+        def f(self) -> Any:
+            return self
+
+    module = tf.Module()
+    module.v = tf.Variable(tf.ones([16]))
+    module.f = Method.f
+    module.f(tf.zeros([]))
+    with pytest.raises(ke.ExportError, match="not bound to an object"):
+        ke.save(module, tmp_path / "above" / "m")
+    assert writers == ["keras_export values"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_small_objects_are_refused_before_a_folder_is_made(tmp_path, monkeypatch, writers):

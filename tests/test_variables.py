@@ -138,3 +138,9 @@ def test_an_object_that_serializes_itself_is_restored_by_itself(
     fresh.custom = Custom(0.0)
     tf.train.Checkpoint(fresh).read(str(tmp_path / "variables/variables"))
     assert float(fresh.custom.inner) == 6.0
+
+
+def test_bytes_are_those_of_the_variables() -> None:
+    obj = module(a=np.zeros([10, 10], "float32"), b=np.zeros([3], "int64"), c=np.float16(1))
+    obj.free = tf.Variable([1.0], shape=tf.TensorShape(None))
+    assert plan(obj).byte_count == 400 + 24 + 2
