@@ -70,7 +70,13 @@ class MainGraph:
         return node.name
 
     def strings(self, name: str, values: Sequence[str]) -> str:
-        return self.constant(name, tf.make_tensor_proto(list(values), tf.string))
+        node = self.add("Const", name)
+        node.attr["dtype"].type = tf.string.as_datatype_enum
+        tensor = node.attr["value"].tensor
+        tensor.dtype = tf.string.as_datatype_enum
+        tensor.tensor_shape.dim.add(size=len(values))
+        tensor.string_val.extend(value.encode() for value in values)
+        return str(node.name)
 
     def add_constants(self, constants: Sequence[Constant]) -> dict[int, str]:
         for constant in constants:

@@ -7,6 +7,7 @@ The invariant: the functions are those that the main graph calls, bound to the s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,6 +221,9 @@ _KINDS = {
 def _fill_dependencies(saved: Any, node: Node, objects: _ObjectGraph) -> None:
     if node.kind in ("function", "concrete_function"):
         return
+    cls: type = type(node.obj)
+    if _depends_on_nothing(cls):
+        return
     children = {name: child.obj for name, child in node.children.items()}
     known = {id(child.obj): child for child in node.children.values()}
     for name, dependency in node.obj._deserialization_dependencies(children).items():
@@ -230,6 +234,12 @@ def _fill_dependencies(saved: Any, node: Node, objects: _ObjectGraph) -> None:
                 f"({name!r}), which is not among its children. Track it as an attribute."
             )
         saved.dependencies.add(node_id=objects.ids[id(child)], local_name=name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _depends_on_nothing(cls: type) -> bool:
+    usual = tfi.Trackable._deserialization_dependencies
+    return getattr(cls, "_deserialization_dependencies", None) is usual
 
 
 def _fill_registration(saved: Any, obj: Any) -> None:

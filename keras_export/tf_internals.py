@@ -9,6 +9,7 @@ Checked with TensorFlow 2.16 to 2.21 and Keras 3.4 to 3.15.
 from __future__ import annotations
 
 import collections.abc
+import functools
 import importlib
 import sys
 
@@ -189,6 +190,7 @@ def keras_functional_class() -> type:
     return Functional
 
 
+@functools.cache
 def keras_variable_class() -> type:
     """The class of every variable that a Keras layer holds.
 
@@ -199,6 +201,7 @@ def keras_variable_class() -> type:
     return Variable
 
 
+@functools.cache
 def keras_tensorflow_layer_class() -> type:
     """The base of every Keras layer that knows TensorFlow's checkpoints: it lists the children."""
     from keras.src.backend.tensorflow.layer import TFLayer

@@ -225,6 +225,11 @@ class Listing:
                     queue.append(child)
 
 
+_SAYS_CHILDREN = frozenset(
+    {"_trackable_children", "_checkpoint_dependencies", "_maybe_initialize_trackable"}
+)
+
+
 def _checkpoint_children(obj: Any) -> Any:
     # TensorFlow's own way tells a Keras layer four times not to track what it is assigned.
     cls: type = type(obj)
@@ -243,8 +248,14 @@ def _lists_what_it_was_assigned(cls: type) -> bool:
     usual = {tfi.Trackable, tfi.AutoTrackable}
     if _keras() is not None:
         usual.add(tfi.keras_tensorflow_layer_class())
-    says = {"_trackable_children", "_checkpoint_dependencies", "_maybe_initialize_trackable"}
-    return all(base in usual or says.isdisjoint(vars(base)) for base in cls.__mro__)
+    return all(base in usual or _SAYS_CHILDREN.isdisjoint(vars(base)) for base in cls.__mro__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _lists_the_same_for_both(cls: type) -> bool:
+    """Whether a SavedModel holds the children that a checkpoint holds, as of a variable."""
+    own = (base for base in cls.__mro__ if base is not tfi.Trackable)
+    return issubclass(cls, tfi.Trackable) and all(_SAYS_CHILDREN.isdisjoint(vars(x)) for x in own)
 
 
 def is_distributed(root: Any, listing: Listing | None = None) -> bool:
@@ -258,9 +269,9 @@ def is_distributed(root: Any, listing: Listing | None = None) -> bool:
         held = list((listing or Listing()).descendants(root))
     except (ValueError, NotImplementedError):  # the walk refuses it with its path
         return False
-    variables = (x._value if is_keras_variable(x) else x for x in held)
+    classes = {type(x._value if is_keras_variable(x) else x) for x in held}
     kinds = (tfi.DistributedVariable, tfi.ShardedVariableMixin)
-    return any(isinstance(x, kinds) for x in variables)
+    return any(issubclass(cls, kinds) for cls in classes)
 
 
 def is_keras_layer(obj: Any) -> bool:
@@ -278,10 +289,18 @@ def uses_keras() -> bool:
     return _keras() is not None
 
 
+_IMPORTED: list[Any] = []
+
+
 def _keras() -> Any:
     # A program that never imported Keras holds no Keras object, and need not wait for the import.
+    if _IMPORTED:
+        return _IMPORTED[0]
     module = sys.modules.get("keras")
-    return module if module is not None and hasattr(module, "optimizers") else None
+    if module is None or not hasattr(module, "optimizers"):  # while it is being imported
+        return None
+    _IMPORTED.append(module)
+    return module
 
 
 @functools.lru_cache(maxsize=1024)
@@ -384,10 +403,13 @@ class _Walk:
     ) -> None:
         for node in graph.nodes:  # it grows meanwhile
             for name, child in children_of(node.obj, node.path).items():
-                known = graph.find(child, (*node.path, name))
+                known = graph._by_id.get(id(child))
                 if known is None:
-                    known = graph._add(child, (*node.path, name))
-                    known.in_checkpoint = in_checkpoint
+                    path = (*node.path, name)
+                    known = graph.find(child, path)
+                    if known is None:
+                        known = graph._add(child, path)
+                        known.in_checkpoint = in_checkpoint
                 node.children[name] = known
 
     def add_saved_model_children(self, graph: TrackedGraph) -> None:
@@ -404,8 +426,8 @@ class _Walk:
         if known is None:
             found = self._list_checkpoint_children(obj, path)
             # Some objects list new children each time; both kinds of children must agree.
-            preferred = self.saved_model_children(obj, path)
-            found = {name: preferred.get(name, child) for name, child in found.items()}
+            if preferred := self.saved_model_children(obj, path):
+                found = {name: preferred.get(name, child) for name, child in found.items()}
             known = self._checkpoint_children[id(obj)] = (obj, found)
         return known[1]
 
@@ -443,6 +465,10 @@ class _Walk:
             if names is None:
                 names = self._function_names[type(obj)] = _function_names(type(obj))
             return {**_keras_functions(obj, names), **keras_collections(obj)}
+        cls: type = type(obj)
+        own = getattr(obj, "__dict__", {})
+        if _lists_the_same_for_both(cls) and "_trackable_children" not in own:
+            return _list(obj, path, lambda: self._listing.children(obj))
         return _list(
             obj,
             path,
@@ -488,7 +514,10 @@ def keras_collections(layer: Any) -> dict[str, Collection]:
     """The lists and dicts of layers or variables that Keras tracks and a checkpoint leaves out."""
     found = {}
     for name in getattr(layer, "_tracked", ()):
-        collection = _as_trackable(getattr(layer, name, None))
+        value = getattr(layer, name, None)
+        if not isinstance(value, _COLLECTIONS) or not value:  # most are empty
+            continue
+        collection = _as_trackable(value)
         if isinstance(collection, Collection) and collection.items:
             found[name] = collection
     return found
@@ -506,6 +535,7 @@ def _as_trackable(value: Any) -> Any:
 
 
 _CONTAINERS = (list, tuple, set, frozenset)
+_COLLECTIONS = (dict, *_CONTAINERS)
 
 
 def _trackable_items(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:

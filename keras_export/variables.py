@@ -6,6 +6,7 @@ value is stored once, under the key that `tf.train.Checkpoint` of the same objec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -129,7 +130,7 @@ def _source(node: Node, root: str) -> Source | None:
         return Source(node, ((VALUE_NAME, _key(base, VALUE_NAME)),), "variable")
     if isinstance(node.obj, tf.train.experimental.PythonState):
         return Source(node, ((_PYTHON_STATE, _key(base, _PYTHON_STATE)),), "python")
-    if not isinstance(node.obj, tfi.Trackable):
+    if not isinstance(node.obj, tfi.Trackable) or _holds_no_values(node.obj):
         return None
     if saves_by_saveables(node.obj):
         _refuse_unknown_saveables(node, root)
@@ -262,6 +263,25 @@ def _refuse_uninitialized(nodes: Sequence[Node], root: str) -> None:
                     "Initialize it before exporting.",
                 )
             )
+
+
+_SAYS_VALUES = ("_serialize_to_tensors", "_gather_saveables_for_checkpoint")
+
+
+def _holds_no_values(obj: Any) -> bool:
+    """Whether neither the class of an object nor the object itself says which values it has."""
+    cls: type = type(obj)
+    own = getattr(obj, "__dict__", None)
+    if own is None or not _says_no_values(cls):
+        return False
+    factories = own.get("_self_saveable_object_factories")
+    return not factories and not any(name in own for name in _SAYS_VALUES)
+
+
+@functools.lru_cache(maxsize=4096)
+def _says_no_values(cls: type) -> bool:
+    says = (base for base in cls.__mro__ if any(name in vars(base) for name in _SAYS_VALUES))
+    return next(says, None) is tfi.Trackable
 
 
 def _key(base: str, local_name: str) -> str:

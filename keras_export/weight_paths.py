@@ -8,6 +8,7 @@ told is left out, never guessed; nothing of the model is changed, and reading ne
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import zlib
@@ -123,25 +124,31 @@ def _walk_container(
             yield from _walk_container(child, _joined(path, name), seen, open_)
 
 
+@functools.lru_cache(maxsize=1)
+def _internals() -> Any:
+    # Reading needs no TensorFlow, and an import costs time each time.
+    from keras_export import tf_internals
+
+    return tf_internals
+
+
 def _children(saveable: Any) -> Iterator[tuple[str, Any]]:
     """The attributes that Keras visits; a layer without layers in it has none worth a visit."""
-    from keras_export import tf_internals as tfi
-
     inner = getattr(saveable, "_layers", None)
     if type(saveable).__name__ in ("Functional", "Sequential") and type(
         saveable
     ).__module__.startswith("keras."):
         yield "layers", saveable.layers
     elif inner is None or inner or saveable._obj_type() != "Layer":
-        yield from tfi.keras_walk_saveable(saveable)
+        yield from _internals().keras_walk_saveable(saveable)
 
 
 def _recurses_into_containers() -> bool:
-    from keras_export import tf_internals as tfi
+    recurses: bool = _internals().keras_saves_nested_containers()
+    return recurses
 
-    return tfi.keras_saves_nested_containers()
 
-
+@functools.lru_cache(maxsize=1024)
 def in_snake_case(name: str) -> str:
     """The name of a class as Keras writes it in lower case.
 
