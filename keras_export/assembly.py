@@ -52,8 +52,8 @@ class Early(Protocol):
     ) -> variables.CheckpointPlan | None:
         """Before the trace; may return the plan of the checkpoint, which saves making it."""
 
-    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> None:
-        """After the trace, when little is left that could be refused."""
+    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> bool:
+        """After the trace, when little is left that could be refused; whether all have values."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _assemble_tracked(
         tracked, checkpoint = loaded_objects.track(request, idle), None
     traced = time.perf_counter()
     contents, stored_as = _contents(request, tracked, found, options, root, checkpoint)
-    if early is not None:
-        early.go_on(request, contents.checkpoint)
+    if early is None or not early.go_on(request, contents.checkpoint):
+        variables.refuse_uninitialized(contents.checkpoint)
     assembled = metagraph.assemble(contents)
     return Plan(
         assembled,

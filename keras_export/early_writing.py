@@ -19,7 +19,7 @@ from types import TracebackType
 import tensorflow as tf
 
 from keras_export import held_values, publishing, sharing, targets, variables
-from keras_export.errors import ExportError
+from keras_export.errors import ExportError, TargetError
 from keras_export.export_requests import ExportRequest
 from keras_export.staging import Staging
 from keras_export.tracking import TrackedGraph
@@ -80,26 +80,33 @@ class EarlyBundle:
             return None
         try:
             checkpoint = variables.plan_checkpoint(tracked, root)
+            if _is_written_in_one_piece(checkpoint) and checkpoint.byte_count >= _LARGE:
+                self._start(checkpoint)
+        except TargetError:
+            raise
         except ExportError:  # the trace may mend it, or find more to complain of
             return None
-        if _is_written_in_one_piece(checkpoint) and checkpoint.byte_count >= _LARGE:
-            self._start(checkpoint)
         return checkpoint
 
-    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> None:
+    def go_on(self, request: ExportRequest, checkpoint: variables.CheckpointPlan) -> bool:
         """After the trace: starts to write, if that has not begun.
 
         Args:
             request: what is wanted.
             checkpoint: the plan of what will be written.
 
+        Returns:
+            Whether its variables were seen to have values.
+
         Raises:
             TargetError: nothing can be written there.
+            UninitializedError: a variable has no value.
         """
         is_new = self._thread is None and self._is_plain(request)
         if is_new and _is_written_in_one_piece(checkpoint):
             self._start(checkpoint)
             self._is_traced = True
+        return checkpoint is self._checkpoint
 
     def values_of(self, checkpoint: variables.CheckpointPlan) -> held_values.Values | None:
         """The values of a plan, if they were read after the trace."""
@@ -142,8 +149,11 @@ class EarlyBundle:
         )
 
     def _start(self, checkpoint: variables.CheckpointPlan) -> None:
+        values = held_values.read_values(checkpoint)
+        ((_, *entries),) = values.groups
+        variables.refuse_uninitialized(checkpoint, [entry.tensor for entry in entries])
         self._staging = self._stack.enter_context(publishing.stage(self._export_dir))
-        self._checkpoint, self._values = checkpoint, held_values.read_values(checkpoint)
+        self._checkpoint, self._values = checkpoint, values
         self._thread = threading.Thread(target=self._write, name="keras_export values")
         self._thread.start()
 

@@ -448,6 +448,20 @@ def _write_files(
         files = [f"assets/{asset.filename}" for asset in plan.meta_graph.assets]
         _write_file(join(directory, digests.FILE), digests.describe(directory, files))
     _write_file(join(directory, "fingerprint.pb"), _fingerprint(directory))
+    return _sizes(directory)
+
+
+def _sizes(directory: str) -> dict[str, int]:
+    """The bytes of each file below a directory."""
+    join, gfile = tf.io.gfile.join, tf.io.gfile
+    if targets.is_local(directory):
+        return {
+            os.path.relpath(os.path.join(folder, name), directory): os.path.getsize(
+                os.path.join(folder, name)
+            )
+            for folder, _, names in os.walk(directory)
+            for name in names
+        }
     return {
         join(folder, name).removeprefix(directory).strip("/"): gfile.stat(join(folder, name)).length
         for folder, _, names in gfile.walk(directory)

@@ -515,7 +515,11 @@ def keras_collections(layer: Any) -> dict[str, Collection]:
     found = {}
     for name in getattr(layer, "_tracked", ()):
         value = getattr(layer, name, None)
-        if not isinstance(value, _COLLECTIONS) or not value:  # most are empty
+        if not isinstance(value, _COLLECTIONS):
+            continue
+        # Most are empty, or hold what Keras notes of a call.
+        items = value.values() if isinstance(value, dict) else value
+        if not any(isinstance(item, _TRACKABLE) for item in items):
             continue
         collection = _as_trackable(value)
         if isinstance(collection, Collection) and collection.items:
@@ -536,6 +540,7 @@ def _as_trackable(value: Any) -> Any:
 
 _CONTAINERS = (list, tuple, set, frozenset)
 _COLLECTIONS = (dict, *_CONTAINERS)
+_TRACKABLE = (tfi.Trackable, *_COLLECTIONS)
 
 
 def _trackable_items(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:

@@ -94,11 +94,8 @@ def plan_checkpoint(tracked: TrackedGraph, root: str = "obj") -> CheckpointPlan:
 
     Raises:
         UnsupportedError: an object has values that cannot be written.
-        UninitializedError: a variable has no value.
     """
     sources = {id(node): source for node in tracked.nodes if (source := _source(node, root))}
-    plain = [source.node for source in sources.values() if source.by == "variable"]
-    _refuse_uninitialized(plain, root)
     savers = _registered_savers(tracked)
     saved_by = {id(node): (x.name, name) for x in savers for name, node in x.objects.items()}
     kept = _with_values(tracked, sources.keys() | saved_by.keys())
@@ -246,18 +243,30 @@ def saveables_of(source: Source) -> list[Saveable]:
     return [Saveable(name, key, factory) for (name, key), factory in pairs]
 
 
-def _refuse_uninitialized(nodes: Sequence[Node], root: str) -> None:
+def refuse_uninitialized(plan: CheckpointPlan, values: Sequence[Any] | None = None) -> None:
+    """Asks whether each variable of a plan has a value.
+
+    Args:
+        plan: of the checkpoint.
+        values: the tensors of its variables in their order, if they have been read.
+
+    Raises:
+        UninitializedError: one has none.
+    """
     if not tf.executing_eagerly():
         return
+    nodes = [source.node for source in plan.sources if source.by == "variable"]
+    if values is None:
+        values = reading.read([node.obj for node in nodes])
     # Reading such a variable gives an empty tensor, and no error. To ask each variable costs more:
     # TensorFlow makes a kernel of each op for each shape.
-    for node, value in zip(nodes, reading.read([node.obj for node in nodes]), strict=True):
+    for node, value in zip(nodes, values, strict=True):
         if value.shape == [0] and not tf.raw_ops.VarIsInitializedOp(
             resource=reading.handle(node.obj)
         ):
             raise UninitializedError(
                 failure(
-                    f"export {path_text(node.path, root)}",
+                    f"export {path_text(node.path, plan.root)}",
                     "a variable with a value",
                     f"variable={node.obj.name!r} without one",
                     "Initialize it before exporting.",

@@ -159,6 +159,18 @@ def test_an_early_write_that_fails_is_made_again(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_variable_without_a_value_is_refused_and_leaves_no_file(tmp_path, writers):
+    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+    module = tf.Module()
+    module.v = tf.Variable(tf.ones([16]))
+    module.late = UninitializedVariable(shape=[], dtype=tf.float32, name="late")
+    with pytest.raises(ke.ExportError, match=r"obj\.late"):
+        ke.save(module, tmp_path / "above" / "m")
+    assert writers == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_stays_full_is_one_error_and_leaves_the_target(tmp_path, monkeypatch):
     ke.export(_model(), tmp_path / "m")
     before = _contents(tmp_path / "m")
@@ -184,16 +196,15 @@ def test_averages_and_half_values_are_not_those_of_the_variables(tmp_path, write
 
 
 def test_what_is_refused_after_the_trace_leaves_no_file_of_the_values(tmp_path, writers):
-    class Method:
-        @tf.function
-        def f(self) -> Any:
-            return self
+    class Waiting(tf.Module):
+        def _deserialization_dependencies(self, children: Any) -> dict[str, Any]:
+            return {"other": self.other}
 
-    module = tf.Module()
+    module = Waiting()
     module.v = tf.Variable(tf.ones([16]))
-    module.f = Method.f
-    module.f(tf.zeros([]))
-    with pytest.raises(ke.ExportError, match="not bound to an object"):
+    module.other = Waiting()
+    module.other.other = module
+    with pytest.raises(ke.ExportError, match="depend on each other in a circle"):
         ke.save(module, tmp_path / "above" / "m")
     assert writers == ["keras_export values"]
     assert not list(tmp_path.iterdir())

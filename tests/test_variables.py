@@ -62,7 +62,7 @@ def test_a_variable_without_a_value_is_refused_by_name() -> None:
     obj.late = UninitializedVariable(shape=[], dtype=tf.float32, name="late")
     words = "Cannot export obj.late: expected a variable with a value, received variable='late:0'"
     with pytest.raises(UninitializedError, match=re.escape(words)):
-        held_values.read_values(plan(obj))
+        variables.refuse_uninitialized(plan(obj))
 
 
 def test_saveables_that_cannot_be_made_are_refused_with_their_path(
