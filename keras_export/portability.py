@@ -1,8 +1,9 @@
 """Traces that choose the same kernels on every machine, and have no op without effect.
 
 In: what is about to be traced. Out: a scope in which Keras takes this machine for one without an
-accelerator, and the last axis for the last axis. The invariant: the numbers are the same, other
-threads get the answers that they always get, and nothing stays changed.
+accelerator, the last axis for the last axis, and inputs as they are when they are called without a
+graph. The invariant: the numbers are those of a call, other threads get the answers that they
+always get, and nothing stays changed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     so with its bias, which Keras takes back where it adds it (the releases that add by an operator
     keep the reshape).
 
+    And a `Discretization` that is to give integers gets its inputs as they are: in a graph, and
+    only there, Keras makes them what the layer computes in, which rounds them before they are put
+    into bins.
+
     Args:
         *objects: what is traced; a recurrent layer in them that insists on cuDNN gives in.
     """
@@ -54,6 +59,9 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     changes += [
         (module, name, functools.partial(_without_reshape, getattr(module, name)))
         for module, name in tfi.keras_addition()
+    ]
+    changes += [
+        (holder, "__call__", _with_its_own_inputs(holder)) for holder in _converting_classes()
     ]
     # "auto" is the same to whoever uses the layer meanwhile: cuDNN where it can be had.
     changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
@@ -102,6 +110,28 @@ def _vector_behind(tensor: Any) -> Any:
     return vector if vector.shape.rank == 1 and tensor.shape == [*ones, *vector.shape] else None
 
 
+def _converting_classes() -> list[type]:
+    """What converts the inputs of a layer by itself: the base class of those for pipelines."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    bases = [x for x in keras.layers.Discretization.__mro__ if "__call__" in vars(x)]
+    return [x for x in bases[:1] if x is not keras.layers.Layer]
+
+
+def _with_its_own_inputs(holder: Any) -> Callable[..., Any]:
+    call = vars(holder)["__call__"]
+
+    @functools.wraps(call)
+    def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(_THREAD, "portable", False) and layer.input_dtype != layer.compute_dtype:
+            return super(holder, layer).__call__(*args, **kwargs)
+        return call(layer, *args, **kwargs)
+
+    return called
+
+
 def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:
     found = {}
     for obj in objects:
@@ -120,7 +150,7 @@ def _change(holder: Any, name: str, value: Any) -> None:
         _, original, users = _CHANGED.get((id(holder), name), (holder, vars(holder)[name], 0))
         _CHANGED[id(holder), name] = (holder, original, users + 1)
         if users == 0:
-            vars(holder)[name] = value
+            _put(holder, name, value)
 
 
 def _undo(holder: Any, name: str) -> None:
@@ -129,4 +159,12 @@ def _undo(holder: Any, name: str) -> None:
         if users > 1:
             _CHANGED[id(holder), name] = (holder, original, users - 1)
         else:
-            vars(holder)[name] = original
+            _put(holder, name, original)
+
+
+def _put(holder: Any, name: str, value: Any) -> None:
+    if isinstance(holder, type):
+        setattr(holder, name, value)
+    else:
+        # A layer tracks what is set as its attribute.
+        vars(holder)[name] = value

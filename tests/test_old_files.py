@@ -39,8 +39,6 @@ _LOST = {
     # It has the version of TensorFlow 2.1, which resizes otherwise.
     "depthwise": ("tensorflow-1.13",),
 }
-# In a graph, the Discretization of Keras 3.4 rounds what comes in, whoever exports it.
-_ROUNDED = frozenset() if "input_dtype" in vars(keras.layers.Discretization) else {"integers"}
 # Half precision, and functions that TensorFlow approximates otherwise since.
 _TOLERANCES = {"mixed_precision": 2e-2}
 _TOLERANCE = 1e-5
@@ -139,8 +137,6 @@ def names_of_outputs(path: Path, outputs: list[str]) -> list[str]:
 
 
 def computes_what_it_did(name: str, folder: Path, consumers: Consumers) -> None:
-    if Path(name).stem in _ROUNDED:
-        pytest.skip("this Keras rounds the inputs of a Discretization in a graph")
     path, given, expected = unpacked(name, folder)
     report = ke.convert(path, folder / "out", custom_objects=CUSTOM)
     signature = report.signatures["serve"]

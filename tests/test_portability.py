@@ -119,12 +119,63 @@ def test_other_threads_keep_their_kernels_meanwhile(gpu: Any) -> None:
 
 
 def test_nothing_stays_changed() -> None:
-    before = [getattr(module, name) for module, name, _ in tfi.keras_device_questions()]
+    def found() -> list[Any]:
+        questions = tfi.keras_device_questions()
+        called = keras.layers.Discretization.__call__
+        return [called, *(getattr(module, name) for module, name, _ in questions)]
+
+    before = found()
     with pytest.raises(ZeroDivisionError), portability.portable_kernels():
+        assert found()[0] is not before[0]
         _ = 1 / 0
-    after = [getattr(module, name) for module, name, _ in tfi.keras_device_questions()]
-    assert all(x is y for x, y in zip(before, after, strict=True))
-    assert before
+    assert all(x is y for x, y in zip(before, found(), strict=True))
+    assert before[1:]
+
+
+def in_bins() -> keras.Model:
+    x = keras.Input((2,), name="x")
+    arguments = {"bin_boundaries": [-0.5, 0.0, 0.5]}
+    outputs = {
+        "a": keras.layers.Discretization(**arguments)(x),
+        "b": keras.layers.Discretization(**arguments, dtype="int64")(x),
+        "c": keras.layers.Discretization(**arguments, output_mode="one_hot", dtype="int32")(x),
+        "d": keras.layers.Discretization(**arguments, output_mode="multi_hot")(x),
+    }
+    return keras.Model(x, outputs)
+
+
+IN_BINS = np.float32([[-0.3, 0.2], [0.7, -0.4], [0.1, 2.0]])
+
+
+def test_numbers_are_not_rounded_before_they_are_put_into_bins(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    model = in_bins()
+    expected = {name: np.asarray(y) for name, y in model(IN_BINS).items()}
+    assert expected["a"].tolist() == [[1, 2], [3, 1], [2, 3]]
+    ke.export(model, tmp_path / "m")
+    for loader in (consumers.tf, consumers.cpp):
+        assert_same(loader(tmp_path / "m").signature("serve", x=IN_BINS), expected)
+
+
+def test_another_thread_puts_into_bins_as_always_while_one_is_traced() -> None:
+    model = in_bins()
+    found: list[Any] = []
+
+    def trace() -> None:
+        found.append(tf.function(lambda x: model(x, training=False))(IN_BINS)["b"].numpy())
+
+    trace()
+    with portability.portable_kernels(model):
+        other = threading.Thread(target=trace)
+        other.start()
+        other.join()
+        trace()
+    trace()
+    before, elsewhere, here, after = found
+    assert (before == elsewhere).all() and (before == after).all()
+    np.testing.assert_array_equal(here, model(IN_BINS)["b"])
+    assert (before != here).any()  # else Keras no longer rounds, and the scope need not mend it
 
 
 def normalized(axis: int) -> keras.Model:
