@@ -6,18 +6,21 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 METADATA := setup.cfg pyproject.toml
 
 # TensorFlow has no wheels outside this range. Each candidate is run, for some are only shims.
-IN_RANGE := import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+in_range = import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(1)))
 CANDIDATES := python3.11 python3.12 python3.13 python3.10 python3
 
 .PHONY: demo test test-matrix test-oldest test-newest lint soak benchmark figures docs clean
 .DEFAULT_GOAL := test
 
-$(VENV)/.created:
-	@for candidate in $(CANDIDATES); do \
-	    if $$candidate -c '$(IN_RANGE)' >/dev/null 2>&1; then found=$$candidate; break; fi; \
+# $(call created,FOLDER,MINOR): an environment of Python 3.10 to 3.MINOR.
+created = found=; for candidate in $(CANDIDATES); do \
+	    if $$candidate -c '$(call in_range,$(2))' >/dev/null 2>&1; then found=$$candidate; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then echo 'Python 3.10 to 3.13 is needed.' >&2; exit 1; fi; \
-	$$found -m venv $(VENV)
+	if [ -z "$$found" ]; then echo 'Python 3.10 to 3.$(2) is needed.' >&2; exit 1; fi; \
+	$$found -m venv $(1)
+
+$(VENV)/.created:
+	@$(call created,$(VENV),13)
 	@touch $@
 
 # One stamp for each extra: a second run installs nothing until the metadata change.
@@ -34,11 +37,13 @@ test: lint
 # The oldest and the newest releases that are supported, each in an environment of its own.
 RELEASES_oldest := 'tensorflow==2.16.*' 'keras==3.4.*'
 RELEASES_newest := 'tensorflow<2.22' 'keras>=3.4'
+LAST_PYTHON_oldest := 12
+LAST_PYTHON_newest := 13
 
 test-matrix: test-oldest test-newest
 
-test-oldest test-newest: test-%: $(VENV)/.created
-	$(PYTHON) -m venv .venv-$*
+test-oldest test-newest: test-%:
+	@$(call created,.venv-$*,$(LAST_PYTHON_$*))
 	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install --upgrade \
 	    --editable '.[test]' $(RELEASES_$*)
 	.venv-$*/bin/python -m pytest -n 2
