@@ -22,6 +22,7 @@ from keras_export import (
     compatibility,
     digests,
     early_writing,
+    fingerprints,
     halves,
     held_values,
     publishing,
@@ -495,9 +496,6 @@ def _fingerprint(directory: str) -> bytes:
     proto = tfi.fingerprint_pb2.FingerprintDef.FromString(
         tfi.fingerprinting.CreateFingerprintDef(directory)
     )
-    if "uuid" not in proto.DESCRIPTOR.fields_by_name:  # TensorFlow 2.16
-        return proto.SerializeToString(deterministic=True)
-    proto.uuid = ""
-    content = proto.SerializeToString(deterministic=True)
-    proto.uuid = digests.derived_uuid(content)
-    return proto.SerializeToString(deterministic=True)
+    if "uuid" in proto.DESCRIPTOR.fields_by_name:  # TensorFlow 2.16 has none
+        proto.uuid = ""
+    return fingerprints.identified(proto.SerializeToString(deterministic=True))

@@ -94,7 +94,15 @@ def is_intact(content: bytes) -> bool | None:
     rest, field = content[: -len(_UUID_FIELD) - 36], content[-len(_UUID_FIELD) - 36 :]
     if field.count(b"-") < _MIN_DASHES:
         return None
-    return field == _UUID_FIELD + derived_uuid(rest).encode()
+    return content == identified(rest)
+
+
+def identified(rest: bytes) -> bytes:
+    """A whole `fingerprint.pb`: `rest`, which has no identifier, with the one derived from it.
+
+    TensorFlow 2.16 knows no identifier: it skips the field.
+    """
+    return rest + _UUID_FIELD + derived_uuid(rest).encode()
 
 
 def _sorted(content: bytes, fields: dict[int, tuple[str, str]]) -> bytes:

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +20,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from keras_export import atomic, protos, publishing, targets, untrusted, weight_paths
+from keras_export import (
+    atomic,
+    fingerprints,
+    protos,
+    publishing,
+    targets,
+    untrusted,
+    weight_paths,
+)
 from keras_export.bundle_writing import BundleWriter
 from keras_export.bundles import (
     OBJECT_GRAPH_KEY,
@@ -40,7 +47,6 @@ from keras_export.reports import format_size
 from keras_export.sources import MEGABYTE
 
 _BLOCK_BYTES = 64 * MEGABYTE
-_FINGERPRINT_NAMESPACE = uuid.UUID("3f0b9f5e-6f4f-4d3c-9a35-8c1c5a7f0d11")
 Progress = Callable[[str, int, int], None]
 # Files of weights leave these out: they say where a random generator stands.
 _SEEDS = "seed_generator_state"
@@ -326,12 +332,10 @@ def _renew_fingerprint(folder: str) -> None:
         return
     proto = protos.Fingerprint.FromString(bytes_of(path))
     proto.checkpoint_hash = fingerprint64(bytes_of(f"{bundle_prefix(folder)}.index"))
-    if proto.uuid:
-        proto.uuid = ""
-        content = proto.SerializeToString(deterministic=True)
-        proto.uuid = str(uuid.uuid5(_FINGERPRINT_NAMESPACE, content.hex()))
+    has_identifier, proto.uuid = bool(proto.uuid), ""
+    content = proto.SerializeToString(deterministic=True)
     with open(path, "wb") as file:
-        file.write(proto.SerializeToString(deterministic=True))
+        file.write(fingerprints.identified(content) if has_identifier else content)
 
 
 # -- sources ---------------------------------------------------------------------------------------
