@@ -93,7 +93,13 @@ def _by_last_axis(
 
 
 def _without_reshape(add: Callable[..., Any], x1: Any, x2: Any) -> Any:
-    if getattr(_THREAD, "portable", False) and tf.is_tensor(x1) and tf.is_symbolic_tensor(x2):
+    # Asked first, since most biases are variables yet: to ask for any tensor takes much longer.
+    if (
+        isinstance(x2, tf.Tensor)
+        and getattr(_THREAD, "portable", False)
+        and tf.is_symbolic_tensor(x2)
+        and tf.is_tensor(x1)
+    ):
         vector = _vector_behind(x2)
         # Where the sum gets its rank from the reshape, it must have it.
         if vector is not None and (x1.shape.rank or 0) >= x2.shape.rank:

@@ -104,9 +104,22 @@ class LocalStaging(Staging):
             except BaseException:
                 self._undo(new)
                 raise
-        shutil.rmtree(self._container, ignore_errors=True)
-        leftovers = (self._container,) if os.path.lexists(self._container) else ()
+        leftovers = () if self._delete_container() else (self._container,)
         return Publication(synced - started, time.perf_counter() - synced, leftovers)
+
+    def _delete_container(self) -> bool:
+        """Whether nothing of it is left."""
+        try:
+            for room in sweeping.ROOMS:  # which are empty, unless an old artifact was replaced
+                with suppress(FileNotFoundError):
+                    os.rmdir(os.path.join(self._container, room))
+            os.rmdir(self._container)
+        except OSError:
+            shutil.rmtree(self._container, ignore_errors=True)
+        if os.path.lexists(self._container):
+            return False
+        self._container = ""
+        return True
 
     @abc.abstractmethod
     def _publish(self, exclusive: bool) -> None: ...
@@ -129,7 +142,7 @@ class LocalStaging(Staging):
             with suppress(OSError):
                 if self._container:
                     sweeping.restore(self._container)
-                    shutil.rmtree(self._container, ignore_errors=True)
+                    self._delete_container()
             for folder in reversed(self._folders):
                 with suppress(OSError):
                     os.rmdir(folder)
