@@ -152,9 +152,7 @@ def _assemble_tracked(
     if idle or any(trace.built_model for trace in found.traces.values()):
         tracked, checkpoint = loaded_objects.track(request, idle), None
     traced = time.perf_counter()
-    contents, stored_as = _contents(request, tracked, found, options, root, checkpoint)
-    if early is None or not early.go_on(request, contents.checkpoint):
-        variables.refuse_uninitialized(contents.checkpoint)
+    contents, stored_as = _contents(request, tracked, found, options, root, checkpoint, early)
     assembled = metagraph.assemble(contents)
     return Plan(
         assembled,
@@ -212,6 +210,7 @@ def _contents(
     options: Any,
     root: str,
     checkpoint: variables.CheckpointPlan | None,
+    early: Early | None,
 ) -> tuple[Contents, dict[str, tf.DType]]:
     checkpoint = checkpoint or variables.plan_checkpoint(tracked, root)
     if request.weights is not None:
@@ -243,6 +242,8 @@ def _contents(
     bound = served_functions.bind_signatures(library, found, inner)
     python_functions = served_functions.python_functions_of(library, found, request, inner)
     initializers = _initializers(tracked, traces)
+    if early is None or not early.go_on(request, checkpoint):
+        variables.refuse_uninitialized(checkpoint)
     new_names = canonical.canonicalize(
         library,
         [

@@ -163,10 +163,16 @@ def export(
 
 
 def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> ExportReport:
-    """Traces and writes at the same time."""
     targets.check_target(export_dir)
-    # What is collected right after a trace is the whole graph, and nothing of it is garbage yet.
-    with collecting.paused(), early_writing.EarlyBundle(export_dir) as early:
+    # The collector would visit the whole graph, which is gone when this call has returned.
+    with collecting.paused():
+        return _write_while_tracing(export_dir, *args, **kwargs)
+
+
+def _write_while_tracing(
+    export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any
+) -> ExportReport:
+    with early_writing.EarlyBundle(export_dir) as early:
         exporter = Exporter(*args, **kwargs, _early=early)
         return exporter.snapshot().write(export_dir)
 

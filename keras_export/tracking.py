@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -503,11 +504,19 @@ def _keras_functions(layer: Any, of_class: Iterable[str]) -> dict[str, Any]:
 
 
 def _function_names(cls: type) -> list[str]:
+    # Most attributes are plain methods; others may give a function only when they are looked up.
+    names = {
+        name: None
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if not isinstance(value, _NO_FUNCTIONS)
+    }
     return [
-        name
-        for name in {name: None for base in cls.__mro__ for name in vars(base)}
-        if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)
+        name for name in names if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)
     ]
+
+
+_NO_FUNCTIONS = (types.FunctionType, property, str, int, float, dict, type(None))
 
 
 def keras_collections(layer: Any) -> dict[str, Collection]:
