@@ -33,7 +33,7 @@ STEPS = (
     "  canonical.canonicalize",
     "    canonical._strip",
     "    canonical._prune",
-    "    canonical._rename_nodes",
+    "    node_names.rename",
     "metagraph.assemble",
     "  saver_nodes.add_saver",
     "  object_graph.fill_object_graph",

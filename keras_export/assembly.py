@@ -254,7 +254,7 @@ def _contents(
         ],
         resource_graph.nodes,
         keep_names=options.save_debug_info,
-        keep_scopes=not tracking.is_keras_layer(request.obj),
+        keep_given_names=not tracking.is_keras_layer(request.obj),
         keep_read_shapes=not request.for_serving,
         strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import attributes
+from keras_export import attributes, node_names
 from keras_export import tf_internals as tfi
 from keras_export.effects import READING_OPS
 from keras_export.functions import (
@@ -57,7 +57,7 @@ def canonicalize(
     main_nodes: Iterable[Any] = (),
     *,
     keep_names: bool = False,
-    keep_scopes: bool = False,
+    keep_given_names: bool = False,
     keep_read_shapes: bool = True,
     strip_debug_ops: bool = False,
 ) -> dict[str, str]:
@@ -68,9 +68,9 @@ def canonicalize(
         roots: names of the functions to start from, in the order that numbers them.
         main_nodes: NodeDefs outside the library that call its functions.
         keep_names: leave node names as they were traced, for debug information.
-        keep_scopes: leave in the names of nodes the scopes that they were made in, unless these may
-            count what the process did. Converters name tensors after them, and of the ops of no
-            Keras layer nothing else tells the place.
+        keep_given_names: leave in the names of nodes the scopes that they were made in and what
+            their authors called them, unless these may count what the process did. Converters name
+            tensors after them, and of the ops of no Keras layer nothing else tells the place.
         keep_read_shapes: tell the shape of each variable where a function reads it. Who inlines the
             functions of a signature finds it in the main graph.
         strip_debug_ops: make checks and prints do nothing.
@@ -95,7 +95,7 @@ def canonicalize(
             definition.arg_attr[index].attr[ARGUMENT_NAME].s = given
         _prune(definition, name in readers, needed.get(name, frozenset()))
     if not keep_names:
-        _rename_nodes(library, keep_scopes)
+        node_names.rename(library, keep_given_names)
     return _rename_functions(library, main_nodes)
 
 
@@ -350,9 +350,6 @@ def _rename_functions(library: FunctionLibrary, main_nodes: Iterable[Any]) -> di
     return names
 
 
-# The end of a number that may be of a counter of the process; that of `conv2d` is none.
-_COUNTS = re.compile(r"\d(?![A-Za-z])")
-
 # What TensorFlow makes of a branch or a loop for its gradient is called after it, counter and all.
 _COUNTED = re.compile(r"_\d+(?=_(grad|rewritten)(_|$))")
 
@@ -405,156 +402,3 @@ def _rename_bound(library: FunctionLibrary, names: dict[str, str]) -> None:
             if isinstance(binding, CapturedTensor) and binding.function in names:
                 binding.function = names[binding.function]
     library.functions = {bound.name: bound for bound in library.functions.values()}
-
-
-def _rename_nodes(library: FunctionLibrary, keep_scopes: bool) -> None:
-    """Short names that are unique in the whole library: converters inline functions."""
-    unique = _UniqueNames()
-    renamed = {
-        name: _rename_nodes_of(definition, unique, keep_scopes)
-        for name, definition in library.definitions.items()
-    }
-    seen: set[int] = set()
-    for bound in library.functions.values():
-        for binding in bound.bindings:
-            if isinstance(binding, CapturedTensor) and id(binding) not in seen:
-                seen.add(id(binding))
-                node, _, index = binding.tensor.partition(":")
-                binding.tensor = f"{renamed[binding.function][node]}:{index}"
-
-
-class _UniqueNames:
-    """Names of nodes and arguments, each given once in the whole library."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._taken: set[str] = set()
-        self._arguments: set[str] = set()
-
-    def node(self, scope: str, op: str) -> str:
-        """The next free name for a node; the first one of an op in a scope has no number."""
-        if not scope:
-            return self.numbered(op)
-        name = f"{scope}/{op}"
-        return name if self.claim(name) else self.numbered(name)
-
-    def numbered(self, base: str) -> str:
-        """The next free name on `base`."""
-        # `_` keeps an op whose name ends in digits apart: Conv2D1 and Conv2D_1.
-        separator = "_" if base[-1].isdigit() else ""
-        while True:
-            self._counts[base] = number = self._counts.get(base, -1) + 1
-            if self.claim(name := f"{base}{separator}{number}"):
-                return name
-
-    def argument(self, wanted: str, refused: set[str]) -> str:
-        """The name `wanted` unless a node has it; arguments of several functions may share it.
-
-        The functions that users call are not inlined where their arguments could meet.
-        """
-        if wanted and wanted not in refused and (wanted in self._arguments or self.claim(wanted)):
-            self._arguments.add(wanted)
-            return wanted
-        return self.numbered("arg")
-
-    def claim(self, name: str) -> bool:
-        """Whether `name` was free; it is not any more."""
-        free = name not in self._taken
-        self._taken.add(name)
-        return free
-
-
-def _rename_nodes_of(definition: Any, unique: _UniqueNames, keep_scopes: bool) -> dict[str, str]:
-    names: dict[str, str] = {}
-    refused = {node.name for node in definition.node_def if _keeps_name(node)}
-    for index, argument in enumerate(definition.signature.input_arg):
-        wanted = _argument_name(definition.arg_attr[index]) if index in definition.arg_attr else ""
-        names[argument.name] = unique.argument(wanted, refused)
-        argument.name = names[argument.name]
-        refused.add(argument.name)
-    effects = set(definition.control_ret.values())
-    constants: dict[Any, str] = {}
-    repeated = []
-    for index, node in enumerate(definition.node_def):
-        if node.op == "Const":
-            first = constants.setdefault(_constant_key(node), node.name)
-            if first != node.name:
-                names[node.name] = names[first]
-                repeated.append(index)
-                continue
-        # Effects are looked up by name. A digit in a name may be of a counter of the process.
-        kept = _keeps_name(node)
-        if node.name in effects and not re.search(r"\d", node.name):
-            kept = kept or unique.claim(node.name)
-        scope = node.name.rpartition("/")[0]
-        if not keep_scopes or _COUNTS.search(scope):
-            scope = ""
-        names[node.name] = node.name if kept else unique.node(scope, _base(node.op))
-        node.name = names[node.name]
-    for index in reversed(repeated):
-        del definition.node_def[index]
-    for node in definition.node_def:
-        for index, source in enumerate(node.input):
-            node.input[index] = _renamed(source, names)
-    for key in list(definition.ret):
-        definition.ret[key] = _renamed(definition.ret[key], names)
-    _rename_control_outputs(definition, names)
-    return names
-
-
-def _keeps_name(node: Any) -> bool:
-    # A resource op without a shared_name shares by its node name.
-    return "shared_name" in _attribute_names(node.op)
-
-
-def _argument_name(attributes_of_argument: Any) -> str:
-    """What the user called an argument, as TensorFlow spells it in functions, or nothing.
-
-    Whoever freezes a loaded function finds its inputs under this name.
-    Source: Normalize in tensorflow/core/framework/graph_to_functiondef.cc
-    """
-    given = attributes_of_argument.attr[ARGUMENT_NAME].s.decode()
-    return re.sub(r"^[^a-z]+|[^a-z0-9_]", lambda x: "_" * bool(x.start()), given.lower())
-
-
-def _constant_key(node: Any) -> Any:
-    """Equal for constants that one node can stand for."""
-    attr = node.attr
-    attributes_key = tuple(
-        (name, attr[name].SerializeToString(deterministic=True)) for name in sorted(attr)
-    )
-    return attributes_key, tuple(node.input), node.device
-
-
-def _rename_control_outputs(definition: Any, names: dict[str, str]) -> None:
-    sources = [names[definition.control_ret[key]] for key in definition.signature.control_output]
-    definition.control_ret.clear()
-    del definition.signature.control_output[:]
-    for source in dict.fromkeys(sources):
-        definition.signature.control_output.append(source)
-        definition.control_ret[source] = source
-
-
-def _base(op_type: str) -> str:
-    # A call of a function by its name would bring the process's counter in.
-    # A node's name may not begin with `_`, as some ops of TensorFlow itself do.
-    return op_type.replace(">", "_").lstrip("_") if tfi.op_def_of(op_type) is not None else "Call"
-
-
-def _renamed(source: str, names: dict[str, str]) -> str:
-    if source[0] == "^":
-        return "^" + names[source[1:]]
-    node, colon, rest = source.partition(":")
-    return names[node] + colon + rest
-
-
-_ATTRIBUTE_NAMES: dict[str, frozenset[str]] = {}
-
-
-def _attribute_names(op_type: str) -> frozenset[str]:
-    known = _ATTRIBUTE_NAMES.get(op_type)
-    if known is None:
-        op_def = tfi.op_def_of(op_type)
-        known = frozenset(a.name for a in op_def.attr) if op_def is not None else frozenset()
-        _ATTRIBUTE_NAMES[op_type] = known
-    return known

@@ -245,6 +245,50 @@ def test_the_scopes_of_a_module_stay_in_the_names_of_its_nodes(
     assert artifacts.files(tmp_path / "2") == artifacts.files(tmp_path / "1")
 
 
+class Named(tf.Module):
+    """Ops that their author named, some after a counter of the process, one as an argument."""
+
+    count = 0
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1], name="x")])
+    def f(self, x: tf.Tensor) -> tf.Tensor:
+        Named.count += 1
+        kernel = tf.ones([1, 1, 1, 1])
+        y = tf.nn.conv2d(x, kernel, 1, "SAME", name="sample/conv2d")
+        y = tf.nn.conv2d(y, kernel, 1, "SAME", name="sample/conv2d")
+        y = tf.nn.relu(y, name="squash")
+        y = tf.multiply(y, 2.0, name="weight")
+        return tf.nn.softmax(tf.nn.elu(y, name=f"elu{Named.count}")) + self.g(y)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1], name="weight")])
+    def g(self, weight: tf.Tensor) -> tf.Tensor:
+        return weight + 1.0
+
+
+def test_what_the_author_of_a_module_called_an_op_stays(
+    tmp_path: Path, consumers: Consumers
+) -> None:
+    """Quantizers are told by these names, and converters tell tensors by them."""
+    named = Named()
+    ke.save(named, tmp_path / "1", named.f)
+    names = {x.name: x.op for x in artifacts.nodes(tmp_path / "1")}
+    assert {op for name, op in names.items() if name.startswith("sample/conv2d")} == {"Conv2D"}
+    assert names["squash"] == "Relu"
+    assert sum(op == "Conv2D" for op in names.values()) == 2
+    # An argument that another function calls so keeps the name.
+    arguments = [
+        argument.name
+        for function in artifacts.library(tmp_path / "1").values()
+        for argument in function.signature.input_arg
+    ]
+    assert "weight" in arguments and "weight" not in names
+    x = np.ones([1, 4, 4, 1], "float32")
+    assert_same(consumers.everywhere(tmp_path / "1", x=x), {"output_0": named.f(x)}, rtol=1e-5)
+    again = Named()
+    ke.save(again, tmp_path / "2", again.f)
+    assert artifacts.files(tmp_path / "2") == artifacts.files(tmp_path / "1")
+
+
 def test_functions_come_in_the_order_of_first_use(effects: Path) -> None:
     functions = artifacts.library(effects)
     position = {name: index for index, name in enumerate(functions)}

@@ -43,6 +43,7 @@ _ORDER = [
     "closures",
     "outlining",
     "gradients",
+    "node_names",
     "canonical",
     "reading",
     "variables",
