@@ -54,11 +54,9 @@ class _UniqueNames:
         self._taken: set[str] = set()
         self._arguments: set[str] = set()
 
-    def node(self, scope: str, given: str, op: str) -> str:
-        """The next free name for a node; one with a scope or a given name may have no number."""
-        name = f"{scope}/{given or op}".lstrip("/")
-        bare = (scope or given) and name not in self._for_arguments
-        return name if bare and self.claim(name) else self.numbered(name)
+    def node(self, name: str) -> str:
+        """The next free name for a node: the first one has no number, unless an argument has it."""
+        return name if name not in self._for_arguments and self.claim(name) else self.numbered(name)
 
     def numbered(self, base: str) -> str:
         """The next free name on `base`."""
@@ -115,8 +113,12 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames, keep_given: bool) ->
         kept = _keeps_name(node)
         if node.name in effects and not re.search(r"\d", node.name):
             kept = kept or unique.claim(node.name)
-        scope, given = _given_names(node) if keep_given else ("", "")
-        names[node.name] = node.name if kept else unique.node(scope, given, _base(node.op))
+        if kept:
+            names[node.name] = node.name
+        elif keep_given:
+            names[node.name] = unique.node(_given_name(node))
+        else:
+            names[node.name] = unique.numbered(_base(node.op))
         node.name = names[node.name]
     for index in reversed(repeated):
         del definition.node_def[index]
@@ -129,12 +131,13 @@ def _rename_nodes_of(definition: Any, unique: _UniqueNames, keep_given: bool) ->
     return names
 
 
-def _given_names(node: Any) -> tuple[str, str]:
-    """The scope of a node, and what its author called it; nothing where it may be counted."""
+def _given_name(node: Any) -> str:
+    """The scope of a node and what its author called it, as far as neither may be counted."""
     scope, _, last = node.name.rpartition("/")
     given = _NUMBER_OF_GRAPH.sub("", last)  # which keeps the nodes of one name apart
-    chosen = given != node.op and tfi.op_def_of(node.op) is not None and _GIVEN.match(given)
-    return "" if _COUNTS.search(scope) else scope, given if chosen else ""
+    chosen = tfi.op_def_of(node.op) is not None and _GIVEN.match(given)
+    scope = "" if _COUNTS.search(scope) else scope
+    return f"{scope}/{given if chosen else _base(node.op)}".lstrip("/")
 
 
 def _keeps_name(node: Any) -> bool:
