@@ -25,8 +25,8 @@ import keras_export as ke
 STEPS = (
     "loaded_objects.track",
     "forward_traces.trace",
+    "variables.plan_checkpoint",
     "assembly._contents",
-    "  variables.plan_checkpoint",
     "  functions.definition_of",
     "  gradients.add_gradients",
     "    gradients._trace",

@@ -30,6 +30,7 @@ _HERE = Path(__file__).resolve().parent
 _IMPORTED = (_HERE.parent, _HERE.parent / "examples")
 _NAMES = ("MobileNetV2", "ResNet50", "EfficientNetB0", "EfficientNetB7", "Encoder12")
 _QUICK_NAMES = ("MobileNetV2",)
+_SMALL = 300  # layers, variables or megabytes
 _WIDTH = 140  # columns, where the output is a file
 _EXPORTS = ("keras_export", "model.export", "tf.saved_model.save")
 _ENVIRONMENT = {
@@ -108,8 +109,16 @@ def _measure_model(name: str, options: argparse.Namespace, folder: Path) -> dict
     series = measured["series"]
     series.update(_load_times(options.rounds, artifacts))
     series.update(_memory(name, folder))
+    measured["load"] = {
+        contender: _run("load_profile", str(_artifact(artifacts, contender)))
+        for contender in _EXPORTS
+    }
     shutil.rmtree(artifacts)
     return measured
+
+
+def _artifact(artifacts: Path, contender: str) -> Path:
+    return artifacts / contender.replace(".", "_")
 
 
 def _load_times(rounds: int, artifacts: Path) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def _load_times(rounds: int, artifacts: Path) -> dict[str, Any]:
     for _ in range(rounds):
         for loader in ("python", "cpp"):
             for contender in _EXPORTS:
-                seconds = _run("load", loader, str(artifacts / contender.replace(".", "_")))
+                seconds = _run("load", loader, str(_artifact(artifacts, contender)))
                 for which, value in seconds.items():
                     quantity = series.setdefault(f"load by {loader}, {which}", {})
                     quantity.setdefault(contender, []).append(value)
@@ -138,12 +147,17 @@ def _memory(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _measure_growth(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    rounds = min(options.rounds, 2)
     return [
-        {"shape": shape, "size": size, **_run("growth", shape, size, rounds, str(_new(folder)))}
+        {"shape": shape, "size": size, **_growth(shape, size, options.rounds, folder)}
         for shape, sizes in _growth_sizes(options).items()
         for size in sizes
     ]
+
+
+def _growth(shape: str, size: int, rounds: int, folder: Path) -> Any:
+    # What takes a tenth of a second differs by more from turn to turn than what takes a minute.
+    turns = 9 if size <= _SMALL else min(rounds, 2)
+    return _run("growth", shape, size, turns, str(_new(folder)))
 
 
 def _growth_sizes(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:

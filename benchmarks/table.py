@@ -17,6 +17,7 @@ from rich.table import Table
 
 OURS, KERAS, TENSORFLOW = "keras_export", "model.export", "tf.saved_model.save"
 _RATIOS = ("ours / floor", "Keras / ours", "TF / ours")
+_LOADS = ("", OURS, KERAS, TENSORFLOW)
 _COLUMNS = ("", OURS, "floor", KERAS, TENSORFLOW, *_RATIOS)
 
 Series = Mapping[str, Mapping[str, Sequence[float]]]
@@ -77,6 +78,8 @@ def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
         yield Rows(title, _COLUMNS, list(_model_rows(measured["series"])))
         yield Rows(f"{name}: parts", ("", "median"), list(_part_rows(measured["series"])))
         yield Rows(f"{name}: phases of a first export", ("", "ms"), _phase_rows(measured["phases"]))
+        if "load" in measured:
+            yield Rows(f"{name}: a load in Python, profiled", _LOADS, _load_rows(measured["load"]))
     if results.get("growth"):
         yield _growth_table(results["growth"])
 
@@ -114,6 +117,15 @@ def _part_rows(series: Series) -> Iterator[Sequence[str]]:
     for name, seconds in series["stall"].items():
         if name.startswith("ModelCheckpoint"):
             yield f"stall: {name}", _seconds(median(seconds))
+
+
+def _load_rows(loads: Mapping[str, Mapping[str, float]]) -> list[Sequence[str]]:
+    """The parts of a load; those of ours first that take longest."""
+    parts = sorted(loads[OURS], key=lambda part: -loads[OURS][part])
+    return [
+        (part, *(_seconds(loads[contender].get(part, 0.0)) for contender in _LOADS[1:]))
+        for part in parts
+    ]
 
 
 def _row(

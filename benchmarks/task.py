@@ -32,6 +32,12 @@ def load(loader: str, export_dir: str) -> dict[str, float]:
     return loaders.measure(loader, export_dir)
 
 
+def load_profile(export_dir: str) -> dict[str, float]:
+    import loaders
+
+    return loaders.profile(export_dir)
+
+
 def growth(shape: str, size: int, rounds: int, folder: str) -> dict[str, Any]:
     import growth
 
@@ -40,7 +46,7 @@ def growth(shape: str, size: int, rounds: int, folder: str) -> dict[str, Any]:
 
 # Imports are inside: a process that loads an artifact must not know what exported it.
 TASKS: dict[str, Callable[..., Any]] = {
-    task.__name__: task for task in (model, peak, load, growth)
+    task.__name__: task for task in (model, peak, load, load_profile, growth)
 }
 
 
