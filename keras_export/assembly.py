@@ -99,7 +99,7 @@ def assemble(request: ExportRequest, early: Early | None = None) -> Plan:
     export_requests.refuse_unsaveable(request.signatures)
     export_requests.refuse_context()
     export_requests.refuse_untrackable(request.obj)
-    with collecting.paused(), _portable(request.obj), recorded_calls.not_recording():
+    with collecting.young_only(), _portable(request.obj), recorded_calls.not_recording():
         return _assemble(request, options, early)
 
 

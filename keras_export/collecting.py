@@ -1,8 +1,9 @@
-"""Keeps Python's cycle collector away while a graph grows.
+"""Keeps Python from collecting everything while a graph grows.
 
-In: work that grows a graph. Out: the same, in less time: the collector would visit all of a growing
-graph again and again, and a trace makes no garbage worth collecting while it lasts. The invariant:
-afterwards it is on if it was on before, whichever thread ends last.
+In: work that grows a graph. Out: the same, in less time: a full collection would visit all of a
+growing graph again and again, and everything else that the process holds. What is young is
+collected as ever, which costs little and gives back memory that is in the cache still. The
+invariant: afterwards the thresholds are what they were before, whichever thread ends last.
 """
 
 from __future__ import annotations
@@ -12,32 +13,34 @@ import gc
 import threading
 from collections.abc import Iterator
 
+_NEVER = 2**31 - 1
+
 
 class _Collector:
-    """Python's cycle collector; several threads may want it away at once."""
+    """Python's cycle collector; several threads may want it to be brief at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pauses = 0
-        self._was_enabled = True
+        self._users = 0
+        self._before = gc.get_threshold()
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Nothing is collected in this context, nor in those that overlap with it."""
+    def young_only(self) -> Iterator[None]:
+        """Nothing old is collected in this context, nor in those that overlap with it."""
         with self._lock:
-            if self._pauses == 0:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
-            self._pauses += 1
+            if self._users == 0:
+                self._before = gc.get_threshold()
+                gc.set_threshold(*self._before[:2], _NEVER)
+            self._users += 1
         try:
             yield
         finally:
             with self._lock:
-                self._pauses -= 1
-                if self._pauses == 0 and self._was_enabled:
-                    gc.enable()
+                self._users -= 1
+                if self._users == 0:
+                    gc.set_threshold(*self._before)
 
 
 _COLLECTOR = _Collector()
 
-paused = _COLLECTOR.paused
+young_only = _COLLECTOR.young_only

@@ -164,15 +164,7 @@ def export(
 
 def _export_once(export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> ExportReport:
     targets.check_target(export_dir)
-    # The collector would visit the whole graph, which is gone when this call has returned.
-    with collecting.paused():
-        return _write_while_tracing(export_dir, *args, **kwargs)
-
-
-def _write_while_tracing(
-    export_dir: str | os.PathLike[str], *args: Any, **kwargs: Any
-) -> ExportReport:
-    with early_writing.EarlyBundle(export_dir) as early:
+    with collecting.young_only(), early_writing.EarlyBundle(export_dir) as early:
         exporter = Exporter(*args, **kwargs, _early=early)
         return exporter.snapshot().write(export_dir)
 
