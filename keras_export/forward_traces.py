@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras_export import structures
 from keras_export import tf_internals as tfi
 from keras_export.errors import SignatureError, failure
+from keras_export.graph_building import quick_building
 from keras_export.signatures import SignatureFunction, SignatureInput, SignatureOutput
 
 
@@ -138,7 +139,8 @@ def trace(forward: Forward, name: str = "serve") -> ForwardTrace:
 
     def serve(**tensors: Any) -> Any:
         flat = [tensors[keywords[index]] for index in range(len(leaves))]
-        results = forward.call(*_packed(forward.arguments, flat))
+        with quick_building(tf.compat.v1.get_default_graph()):
+            results = forward.call(*_packed(forward.arguments, flat))
         found["results"] = results = _as_tensors(results)
         found["outputs"] = forward.name_outputs(structures.to_specs(results))
         flat_results = tf.nest.flatten(results, expand_composites=True)

@@ -17,14 +17,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_export import substitution, tracking
 from keras_export import tf_internals as tfi
-from keras_export import tracking
 
-_LOCK = threading.Lock()
 _THREAD = threading.local()
-
-# What is changed for the scopes that are open: how to undo it, and how many need it.
-_CHANGED: dict[tuple[int, str], tuple[Any, Any, int]] = {}
 
 
 @contextlib.contextmanager
@@ -67,13 +63,10 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     changes += [(layer, "use_cudnn", "auto") for layer in _insisting_on_cudnn(objects)]
     before = getattr(_THREAD, "portable", False)
     _THREAD.portable = True
-    for change in changes:
-        _change(*change)
     try:
-        yield
+        with substitution.substituted(changes):
+            yield
     finally:
-        for holder, name, _ in changes:
-            _undo(holder, name)
         _THREAD.portable = before
 
 
@@ -142,35 +135,7 @@ def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:
     found = {}
     for obj in objects:
         for layer in obj._flatten_layers() if tracking.is_keras_layer(obj) else ():
-            if _is_changed(layer) or vars(layer).get("use_cudnn") is True:
+            is_made_to_give_in = substitution.is_substituted(layer, "use_cudnn")
+            if is_made_to_give_in or vars(layer).get("use_cudnn") is True:
                 found[id(layer)] = layer
     return list(found.values())
-
-
-def _is_changed(layer: Any) -> bool:
-    return (id(layer), "use_cudnn") in _CHANGED
-
-
-def _change(holder: Any, name: str, value: Any) -> None:
-    with _LOCK:
-        _, original, users = _CHANGED.get((id(holder), name), (holder, vars(holder)[name], 0))
-        _CHANGED[id(holder), name] = (holder, original, users + 1)
-        if users == 0:
-            _put(holder, name, value)
-
-
-def _undo(holder: Any, name: str) -> None:
-    with _LOCK:
-        _, original, users = _CHANGED.pop((id(holder), name))
-        if users > 1:
-            _CHANGED[id(holder), name] = (holder, original, users - 1)
-        else:
-            _put(holder, name, original)
-
-
-def _put(holder: Any, name: str, value: Any) -> None:
-    if isinstance(holder, type):
-        setattr(holder, name, value)
-    else:
-        # A layer tracks what is set as its attribute.
-        vars(holder)[name] = value

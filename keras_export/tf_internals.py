@@ -87,6 +87,13 @@ from tensorflow.python.eager.execute import quick_execute
 # A bare graph for gradient functions: `tf.Graph` cannot capture from the graph of the forward op.
 from tensorflow.python.framework.func_graph import FuncGraph
 
+# What makes an op of a graph in Python, and the calls into C++ that it comes down to: for each op
+# TensorFlow works out again what follows from its kind and dtypes, and has no switch against that.
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.framework import op_def_library
+from tensorflow.python.framework.op_callbacks import should_invoke_op_callbacks as observes_ops
+from tensorflow.python.framework.ops import Operation, SymbolicTensor, get_default_graph
+
 # The type of tensors with a value; to ask a tensor for it would start TensorFlow's devices, which a
 # program may configure until then.
 from tensorflow.python.framework.ops import EagerTensor
@@ -161,7 +168,11 @@ from tensorflow.python.eager.polymorphic_function.atomic_function import (
 )
 
 # A placeholder that stands for a resource must know the shape of what the resource holds.
-from tensorflow.python.ops.handle_data_util import copy_handle_data, get_resource_handle_data
+from tensorflow.python.ops.handle_data_util import (
+    copy_handle_data,
+    get_resource_handle_data,
+    set_handle_data,
+)
 
 # Objects make their resources into maps of this kind.
 from tensorflow.python.util.object_identity import ObjectIdentityDictionary
