@@ -153,20 +153,22 @@ class _Builder:
         dtypes, are_tensors = _dtypes_of(kind.inputs, values)
         if said is None or dtypes is None:
             return original(op_type, name, **keywords)
-        recipe = self._recipes.get((op_type, dtypes, said))
-        if recipe is not None and are_tensors:
+        key = op_type, dtypes, said
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            return self._learn(kind, key, original, name, keywords)
+        if are_tensors:
             return self._follow(recipe, op_type, self._unique(scope), values)
-        if not are_tensors and (recipe is not None or None in dtypes):
-            with self._graph.name_scope(scope) as opened:
-                converted = _converted(kind.inputs, values)
-            if converted is not None:
-                values = converted
-                dtypes, _ = _dtypes_of(kind.inputs, values)
-                recipe = self._recipes.get((op_type, dtypes, said))
-                if recipe is not None:
-                    return self._follow(recipe, op_type, opened[:-1], values)
-                keywords.update((x.name, y) for x, y in zip(kind.inputs, values, strict=True))
-        return self._learn(kind, said, original, op_type, name, keywords)
+        with self._graph.name_scope(scope) as opened:
+            tensors = _converted(kind.inputs, values)
+        if tensors is None:  # TensorFlow is to say what is wrong with them
+            return original(op_type, name, **keywords)
+        key = op_type, _dtypes_of(kind.inputs, tensors)[0], said
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            keywords |= {x.name: tensor for x, tensor in zip(kind.inputs, tensors, strict=True)}
+            return self._learn(kind, key, original, name, keywords)
+        return self._follow(recipe, op_type, opened[:-1], tensors)
 
     def create(
         self,
@@ -244,30 +246,33 @@ class _Builder:
     def _learn(
         self,
         kind: _Kind,
-        said: Any,
+        key: tuple[str, Any, Any],
         original: Callable[..., Any],
-        op_type: str,
         name: Any,
         keywords: dict[str, Any],
     ) -> Any:
         """Lets TensorFlow make an op and notes how it is made."""
+        op_type, dtypes, said = key
         result = original(op_type, name, **keywords)
         structure, is_stateful, op, _ = result
         made, attributes = self._last
         self._last = None, None
         if made is op and kind.inputs is not None:
-            lengths = [len(keywords[x.name]) if x.is_list else 0 for x in kind.inputs]
-            dtypes, _ = _dtypes_of(kind.inputs, _grouped(op.inputs, kind.inputs, lengths))
-            told = {key: value.SerializeToString() for key, value in attributes.items()}
-            self._recipes[op_type, dtypes, said] = _Recipe(
+            told = {name: value.SerializeToString() for name, value in attributes.items()}
+            recipe = _Recipe(
                 tuple(
-                    (key, value)
-                    for key, value in told.items()
-                    if key not in kind.inferred and (key, value) not in kind.defaults
+                    (name, value)
+                    for name, value in told.items()
+                    if name not in kind.inferred and (name, value) not in kind.defaults
                 ),
                 structure,
                 is_stateful,
             )
+            lengths = [len(keywords[x.name]) if x.is_list else 0 for x in kind.inputs]
+            found, _ = _dtypes_of(kind.inputs, _grouped(op.inputs, kind.inputs, lengths))
+            self._recipes[op_type, found, said] = recipe
+            # Where a value decided, the next one may decide otherwise: its dtype is looked up.
+            self._recipes[op_type, dtypes, said] = recipe
         return result
 
     def _follow(self, recipe: _Recipe, op_type: str, name: str, values: list[Any]) -> Any:
