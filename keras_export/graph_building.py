@@ -81,14 +81,17 @@ class _Input:
         is_list: whether it is several tensors.
         dtype: its dtype, as a number, where the kind fixes it, else 0.
         type_attr: the attribute that its dtype is, or "".
-        allowed: dtypes, as numbers, that a Python value may decide for where no tensor did; None
-            if TensorFlow does not leave that to the value.
+        default: the dtype that a Python value is to have if it can, where no tensor decided, as a
+            number; else 0.
+        allowed: dtypes, as numbers, of which a Python value may decide for another; None if
+            TensorFlow does not leave that to the value.
     """
 
     name: str
     is_list: bool
     dtype: int
     type_attr: str
+    default: int
     allowed: frozenset[int] | None
 
 
@@ -161,13 +164,14 @@ class _Builder:
             return self._follow(recipe, op_type, self._unique(scope), values)
         with self._graph.name_scope(scope) as opened:
             tensors = _converted(kind.inputs, values)
+        # What was opened is opened again by its name, and gives the op its own.
         if tensors is None:  # TensorFlow is to say what is wrong with them
-            return original(op_type, name, **keywords)
+            return original(op_type, opened, **keywords)
         key = op_type, _dtypes_of(kind.inputs, tensors)[0], said
         recipe = self._recipes.get(key)
         if recipe is None:
             keywords |= {x.name: tensor for x, tensor in zip(kind.inputs, tensors, strict=True)}
-            return self._learn(kind, key, original, name, keywords)
+            return self._learn(kind, key, original, opened, keywords)
         return self._follow(recipe, op_type, opened[:-1], tensors)
 
     def create(
@@ -287,7 +291,11 @@ class _Builder:
         return value if is_own else self.capture(value)
 
     def _make(
-        self, op_type: str, name: str, inputs: Iterable[Any], attributes: Iterable[tuple[str, bytes]]
+        self,
+        op_type: str,
+        name: str,
+        inputs: Iterable[Any],
+        attributes: Iterable[tuple[str, bytes]],
     ) -> Any:
         """Makes an op of tensors of this graph and serialized attributes."""
         session = tfi.pywrap_tf_session
@@ -326,7 +334,10 @@ class _Builder:
 
 _HANDLE = (
     ("dtype", tfi.attr_value_pb2.AttrValue(type=_RESOURCE).SerializeToString()),
-    ("shape", tfi.attr_value_pb2.AttrValue(shape=tf.TensorShape([]).as_proto()).SerializeToString()),
+    (
+        "shape",
+        tfi.attr_value_pb2.AttrValue(shape=tf.TensorShape([]).as_proto()).SerializeToString(),
+    ),
 )
 
 
@@ -352,14 +363,16 @@ def _kind_of(op_def: Any) -> _Kind:
 
 
 def _input(argument: Any, type_attr: Any) -> _Input:
-    allowed = _ANY
+    default, allowed = 0, _ANY
     if type_attr is not None and type_attr.HasField("default_value"):
+        default = type_attr.default_value.type
         allowed = frozenset(type_attr.allowed_values.list.type)
     return _Input(
         argument.name,
         bool(argument.number_attr or argument.type_list_attr),
         argument.type,
         argument.type_attr,
+        default,
         allowed or None,
     )
 
@@ -379,15 +392,14 @@ def _dtypes_of(inputs: Sequence[_Input], values: Sequence[Any]) -> tuple[Any, bo
     for item, value in zip(inputs, values, strict=True):
         dtype: Any
         if item.is_list:
-            if not isinstance(value, (list, tuple)):
-                return None, False
-            if not all(isinstance(x, tf.Tensor) for x in value):
+            if not isinstance(value, (list, tuple)) or not all(map(_is_ready, value)):
                 return None, False
             dtype = tuple(x.dtype.as_datatype_enum for x in value)
             if item.type_attr and dtype:
                 by_attr.setdefault(item.type_attr, dtype[0])
         else:
             if isinstance(value, tf.Tensor):
+                are_tensors = are_tensors and _is_ready(value)
                 dtype = value.dtype.as_datatype_enum
             else:
                 are_tensors = False
@@ -399,6 +411,14 @@ def _dtypes_of(inputs: Sequence[_Input], values: Sequence[Any]) -> tuple[Any, bo
     return tuple(found), are_tensors
 
 
+def _is_ready(value: Any) -> bool:
+    """Whether a value is a tensor that need not become another one, in its turn, for the graph."""
+    return type(value) is tfi.SymbolicTensor or (
+        isinstance(value, tf.Tensor)
+        and (not isinstance(value, tfi.EagerTensor) or value.dtype == tf.resource)
+    )
+
+
 def _converted(inputs: Sequence[_Input], values: Sequence[Any]) -> list[Any] | None:
     """The values as tensors; None if TensorFlow has to tell what is wrong with one."""
     found: list[Any] = []
@@ -408,23 +428,27 @@ def _converted(inputs: Sequence[_Input], values: Sequence[Any]) -> list[Any] | N
             if item.type_attr and value:
                 by_attr.setdefault(item.type_attr, value[0].dtype)
         else:
-            if not isinstance(value, tf.Tensor):
-                dtype = item.dtype or by_attr.get(item.type_attr)
+            if not _is_ready(value):
                 try:
-                    value = tf.convert_to_tensor(value, dtype=dtype, name=item.name)
+                    value = _tensor_of(value, item, item.dtype or by_attr.get(item.type_attr))
                 except (TypeError, ValueError):
-                    return None
-                allowed = (dtype,) if dtype is not None else item.allowed
-                if allowed is None or value.dtype not in allowed:
                     return None
             by_attr.setdefault(item.type_attr, value.dtype)
         found.append(value)
     return found
 
 
-def _grouped(
-    tensors: Sequence[Any], inputs: Sequence[_Input], lengths: Sequence[int]
-) -> list[Any]:
+def _tensor_of(value: Any, item: _Input, dtype: Any) -> Any:
+    if dtype is not None or not item.default or item.allowed is None:
+        return tf.convert_to_tensor(value, dtype=dtype, name=item.name)
+    with contextlib.suppress(TypeError):
+        tensor = tf.convert_to_tensor(value, name=item.name)
+        if tensor.dtype in item.allowed:
+            return tensor
+    return tf.convert_to_tensor(value, dtype_hint=item.default, name=item.name)
+
+
+def _grouped(tensors: Sequence[Any], inputs: Sequence[_Input], lengths: Sequence[int]) -> list[Any]:
     """The tensors of an op as its inputs, those of a list together."""
     left = iter(tensors)
     return [

@@ -79,7 +79,7 @@ def _serving_signatures(request: ExportRequest) -> Found:
     own = [key for key in (SERVE_KEY, signatures.DEFAULT_KEY) if key not in given]
     if SERVE_KEY in given and own:
         given, own = {signatures.DEFAULT_KEY: given[SERVE_KEY], **given}, []
-    found = _given_signatures(given)
+    found = _given_signatures(request, given)
     if not own:
         return found
     try:
@@ -94,7 +94,7 @@ def _serving_signatures(request: ExportRequest) -> Found:
     return Found(found.signatures, found.traces, own[0], [*forward.notes, *found.notes])
 
 
-def _given_signatures(given: Mapping[str, Any]) -> Found:
+def _given_signatures(request: ExportRequest, given: Mapping[str, Any]) -> Found:
     found = Found()
     known: dict[int, forward_traces.ForwardTrace] = {}
     for key, function in given.items():
@@ -104,7 +104,7 @@ def _given_signatures(given: Mapping[str, Any]) -> Found:
             found.notes.extend(found.signatures[key].notes)
             continue
         if id(function) not in known:
-            known[id(function)] = forward_traces.trace(forward, wrappers.identifier(key))
+            known[id(function)] = _traced(request, forward, wrappers.identifier(key))
         found.traces[key] = known[id(function)]
         found.signatures[key] = found.traces[key].signature(key)
         found.notes.extend(found.traces[key].notes)
@@ -120,13 +120,20 @@ def _forward_signature(request: ExportRequest, keys: Sequence[str], notes: list[
     forward = keras_models.forward_of(
         request.obj, request.input_signature, request.names, request.output_names
     )
-    trace = forward_traces.trace(forward)
+    trace = _traced(request, forward)
     return Found(
         {key: trace.signature(key) for key in keys},
         dict.fromkeys(keys, trace),
         keys[0],
         [*notes, *trace.notes],
     )
+
+
+def _traced(
+    request: ExportRequest, forward: forward_traces.Forward, name: str = "serve"
+) -> forward_traces.ForwardTrace:
+    keep_lines = bool(getattr(request.options, "save_debug_info", False))
+    return forward_traces.trace(forward, name, keep_lines=keep_lines)
 
 
 def bind_signatures(
