@@ -93,8 +93,9 @@ def _model_rows(series: Series) -> Iterator[Sequence[str]]:
     stall = series["stall"]
     yield _row("first export", _seconds, series["first export"], lean)
     yield _row("… floor with fsync", _seconds, series["first export"], durable)
-    yield _row("later export", _seconds, series["later export"],
-               series["floor of later"]["SaveV2 + fsync"])
+    yield _row(
+        "later export", _seconds, series["later export"], series["floor of later"]["SaveV2 + fsync"]
+    )
     yield _row("cold export", _seconds, series["cold export"])
     yield _row("stall, first", _seconds, _without(stall, ", first"), stall["read_value, first"])
     yield _row("stall, later", _seconds, stall, stall["read_value"])

@@ -408,5 +408,3 @@ def _concrete_functions_of(alias: str, function: Any) -> list[Any]:
             f"function_aliases[{alias!r}]={function!r} ({type(function).__name__})",
         )
     )
-
-

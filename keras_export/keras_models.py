@@ -482,5 +482,3 @@ def _per_argument(symbolic: Any, input_signature: Any) -> list[Any]:
             ]
         return list(input_signature)
     return [input_signature]
-
-

@@ -54,11 +54,7 @@ def idle_tables(tracked: tracking.TrackedGraph, found: Iterable[SignatureFunctio
 
     They would keep Python's loader of TensorFlow 2.12 from loading the artifact.
     """
-    used = {
-        id(captured)
-        for signature in found
-        for captured in signature.concrete.captured_inputs
-    }
+    used = {id(captured) for signature in found for captured in signature.concrete.captured_inputs}
     return {
         id(node.obj)
         for node in tracked.of_kind("resource")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,9 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     so with its bias, which Keras takes back where it adds it (the releases that add by an operator
     keep the reshape).
 
+    And a reshape of all axes but the first takes that one as it comes: Keras asks for its size,
+    and puts it back, in three ops that tell what follows from the others.
+
     And a `Discretization` that is to give integers gets its inputs as they are: in a graph, and
     only there, Keras makes them what the layer computes in, which rounds them before they are put
     into bins.
@@ -55,6 +59,10 @@ def portable_kernels(*objects: Any) -> Iterator[None]:
     changes += [
         (module, name, functools.partial(_without_reshape, getattr(module, name)))
         for module, name in tfi.keras_addition()
+    ]
+    changes += [
+        (module, name, functools.partial(_with_free_first, getattr(module, name)))
+        for module, name in tfi.keras_reshaping()
     ]
     changes += [
         (holder, "__call__", _with_its_own_inputs(holder)) for holder in _converting_classes()
@@ -107,6 +115,36 @@ def _vector_behind(tensor: Any) -> Any:
     vector = tensor.op.inputs[0]
     ones = [1] * (tensor.shape.rank - 1)
     return vector if vector.shape.rank == 1 and tensor.shape == [*ones, *vector.shape] else None
+
+
+def _with_free_first(reshape: Callable[..., Any], x: Any, newshape: Any) -> Any:
+    if (
+        isinstance(newshape, tuple)
+        and newshape
+        and isinstance(newshape[0], tf.Tensor)
+        and getattr(_THREAD, "portable", False)
+        and isinstance(x, tf.Tensor)
+        and _is_what_is_left(newshape[0], x, newshape[1:])
+    ):
+        newshape = (-1, *newshape[1:])
+    return reshape(x, newshape)
+
+
+def _is_what_is_left(size: Any, tensor: Any, others: tuple[Any, ...]) -> bool:
+    """Whether `size` is that of the first axis of `tensor`, and `others` hold what the rest do."""
+    rest = tensor.shape[1:] if tensor.shape.rank else None
+    if rest is None or not rest.is_fully_defined() or not all(isinstance(x, int) for x in others):
+        return False
+    # An axis of no size leaves open how long the first one is.
+    if not 0 < math.prod(others) == rest.num_elements() or min(others, default=1) < 0:
+        return False
+    sizes = size.op.inputs[0].op if size.op.type == "StridedSlice" else None
+    return (
+        sizes is not None
+        and sizes.type == "Shape"
+        and sizes.inputs[0] is tensor
+        and tf.get_static_value(size.op.inputs[1]).tolist() == [0]
+    )
 
 
 def _converting_classes() -> list[type]:

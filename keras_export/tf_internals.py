@@ -252,6 +252,14 @@ def keras_addition() -> list[tuple[object, str]]:
     return _of_keras_backend("numpy", "add")
 
 
+def keras_reshaping() -> list[tuple[object, str]]:
+    """Where Keras looks up what reshapes: `(module, name)`.
+
+    A layer has no way to leave the size of the first axis open, as TensorFlow's op can.
+    """
+    return _of_keras_backend("numpy", "reshape")
+
+
 def _of_keras_backend(module_name: str, name: str) -> list[tuple[object, str]]:
     import keras
 

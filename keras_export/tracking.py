@@ -511,9 +511,7 @@ def _function_names(cls: type) -> list[str]:
         for name, value in vars(base).items()
         if not isinstance(value, _NO_FUNCTIONS)
     }
-    return [
-        name for name in names if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)
-    ]
+    return [name for name in names if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)]
 
 
 _NO_FUNCTIONS = (types.FunctionType, property, str, int, float, dict, type(None))

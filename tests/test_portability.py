@@ -293,3 +293,68 @@ def test_a_reshape_that_matters_stays(
     value = np.random.default_rng(1).normal(size=(2, 8)).astype("float32")
     loaded = tf.saved_model.load(str(tmp_path / "m"))
     assert_same(loaded.serve(value).numpy(), model(value, training=False).numpy())
+
+
+class Reshaped(keras.layers.Layer):
+    """Reshapes by sizes that it asks for."""
+
+    def __init__(self, shape_of: Any) -> None:
+        super().__init__(name="y")
+        self.shape_of = shape_of
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.reshape(x, self.shape_of(x, keras.ops.shape(x)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "shape_of", "is_free"),
+    [
+        ((2, 6), lambda x, sizes: (sizes[0], 3, 4), True),
+        ((2, 6), lambda x, sizes: (sizes[0], 12), True),
+        ((1,), lambda x, sizes: (sizes[0],), True),
+        ((2, 6), lambda x, sizes: (3, sizes[0], 4), False),
+        ((2, 6), lambda x, sizes: (sizes[0] + 0, 12), False),
+        ((2, 6), lambda x, sizes: (sizes[0] * 2, 6), False),
+        ((2, 6), lambda x, sizes: (keras.ops.shape(x + 0.0)[0], 12), False),
+        ((2, 0), lambda x, sizes: (sizes[0], 0), False),
+        ((None, 6), lambda x, sizes: (sizes[0], sizes[1], 6), False),
+        ((None, 6), lambda x, sizes: (sizes[1], sizes[0], 6), False),
+    ],
+)
+def test_the_first_axis_of_a_reshape_is_what_the_others_leave(
+    shape: tuple[Any, ...], shape_of: Any, is_free: bool, tmp_path: Path
+) -> None:
+    x = keras.Input(shape, name="x")
+    model = keras.Model(x, Reshaped(shape_of)(x))
+    ke.export(model, tmp_path / "m")
+    ops = ke.inspect(tmp_path / "m").ops
+    assert is_free == ("Shape" not in ops)
+    assert not (is_free and "Pack" in ops)
+    signature = ke.inspect(tmp_path / "m").signatures["serve"]
+    assert len(signature.outputs["y"].shape) == len(model.output_shape)
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    for batch in (0, 1, 3):
+        value = np.random.default_rng(1).normal(size=(batch, *(x or 5 for x in shape)))
+        value = value[:, :, : shape[1]] if shape[1:] == (0,) else value
+        assert_same(
+            loaded.serve(value.astype("float32")).numpy(),
+            model(value.astype("float32"), training=False).numpy(),
+        )
+
+
+def test_another_thread_reshapes_as_always_while_one_is_traced() -> None:
+    x = keras.Input((12,), name="x")
+    model = keras.Model(x, Reshaped(lambda x, sizes: (sizes[0], 3, 4))(x))
+    seen: list[set[str]] = []
+
+    def trace() -> None:
+        concrete = tf.function(model).get_concrete_function(tf.TensorSpec([None, 12]))
+        seen.append({op.type for op in concrete.graph.get_operations()})
+
+    with portability.portable_kernels():
+        other = threading.Thread(target=trace)
+        other.start()
+        other.join()
+        trace()
+    assert "Pack" in seen[0]
+    assert "Pack" not in seen[1]

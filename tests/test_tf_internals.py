@@ -77,6 +77,10 @@ def test_keras_asks_for_devices_where_it_is_answered() -> None:
     assert "_is_gpu_available" in names
 
 
+def test_keras_reshapes_and_adds_where_it_is_looked_up() -> None:
+    assert len(tf_internals.keras_reshaping()) == len(tf_internals.keras_addition()) == 1
+
+
 def test_keras_normalizes_where_it_is_looked_up() -> None:
     ((module, name),) = tf_internals.keras_batch_normalization()
     arguments = inspect.signature(getattr(module, name)).parameters
