@@ -68,7 +68,10 @@ def test_what_is_exported_beside_a_gpu_runs_without_one(
 ) -> None:
     model = make()
     x = np.random.default_rng(0).normal(size=(2, *model.inputs[0].shape[1:])).astype("float32")
-    expected = model(x).numpy()
+    try:
+        expected = model(x).numpy()
+    except tf.errors.UnimplementedError:
+        pytest.skip("this TensorFlow cannot run the live model on this processor either")
     ke.export(model, tmp_path / "without")
     gpu()
     ke.export(model, tmp_path / "beside")
