@@ -148,15 +148,15 @@ def _memory(name: str, folder: Path) -> dict[str, Any]:
 
 def _measure_growth(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return [
-        {"shape": shape, "size": size, **_growth(shape, size, options.rounds, folder)}
+        {"shape": shape, "size": size, **_growth(shape, size, options, folder)}
         for shape, sizes in _growth_sizes(options).items()
         for size in sizes
     ]
 
 
-def _growth(shape: str, size: int, rounds: int, folder: Path) -> Any:
+def _growth(shape: str, size: int, options: argparse.Namespace, folder: Path) -> Any:
     # What takes a tenth of a second differs by more from turn to turn than what takes a minute.
-    turns = 9 if size <= _SMALL else min(rounds, 2)
+    turns = 9 if size <= _SMALL and not options.quick else min(options.rounds, 2)
     return _run("growth", shape, size, turns, str(_new(folder)))
 
 
