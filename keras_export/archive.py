@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import input_specs, keras_models, portability, tracking
+from keras_export import input_specs, keras_models, keras_objects, portability, tracking
 from keras_export import tf_internals as tfi
 from keras_export.errors import (
     ArgumentError,
@@ -97,7 +97,7 @@ class ExportArchive:
             ArgumentError: the layer is not built (`ValueError`).
             NotTrackableError: it is neither (`ValueError`).
         """
-        is_layer = tracking.is_keras_layer(resource)
+        is_layer = keras_objects.is_keras_layer(resource)
         if is_layer and not resource.built:
             raise ArgumentError(
                 failure(
@@ -198,7 +198,7 @@ class ExportArchive:
                 )
             )
         for variable in variables:
-            if not (isinstance(variable, tf.Variable) or tracking.is_keras_variable(variable)):
+            if not (isinstance(variable, tf.Variable) or keras_objects.is_keras_variable(variable)):
                 raise ArgumentError(
                     failure(
                         f"add the variable collection {name!r}",

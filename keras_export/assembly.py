@@ -25,6 +25,7 @@ from keras_export import (
     gradients,
     halves,
     keras_models,
+    keras_objects,
     loaded_objects,
     main_graph,
     metagraph,
@@ -104,7 +105,7 @@ def assemble(request: ExportRequest, early: Early | None = None) -> Plan:
 
 
 def _assemble(request: ExportRequest, options: Any, early: Early | None) -> Plan:
-    root = "model" if tracking.is_keras_layer(request.obj) else "obj"
+    root = "model" if keras_objects.is_keras_layer(request.obj) else "obj"
     started = time.perf_counter()
     listing = tracking.Listing()
     if not (tf.distribute.has_strategy() or tracking.is_distributed(request.obj, listing)):
@@ -140,7 +141,7 @@ def _assemble_tracked(
     early: Early | None = None,
 ) -> Plan:
     signatures.refuse_reserved_attribute(tracked, root)
-    if tracking.uses_keras():
+    if keras_objects.uses_keras():
         keras_models.refuse_torch(tracked, root)
     checkpoint = None if early is None else early.begin(request, tracked, root)
     found = served_functions.find_signatures(request, tracked)
@@ -170,7 +171,11 @@ def _assemble_tracked(
 
 def _portable(obj: Any) -> contextlib.AbstractContextManager[None]:
     # A program that never imported Keras has no layer to trace.
-    return portability.portable_kernels(obj) if tracking.uses_keras() else contextlib.nullcontext()
+    return (
+        portability.portable_kernels(obj)
+        if keras_objects.uses_keras()
+        else contextlib.nullcontext()
+    )
 
 
 # Ops that look their function up in the Python of the process that traced them.
@@ -254,7 +259,7 @@ def _contents(
         ],
         resource_graph.nodes,
         keep_names=options.save_debug_info,
-        keep_given_names=not tracking.is_keras_layer(request.obj),
+        keep_given_names=not keras_objects.is_keras_layer(request.obj),
         keep_read_shapes=not request.for_serving,
         strip_debug_ops=getattr(options, "experimental_debug_stripper", False),
     )
@@ -291,7 +296,7 @@ def _halve(
         return {}
     keys = {id(x.node): x.names[0][1] for x in checkpoint.sources if x.by == "variable"}
     # An optimizer tracks the model's variables, too.
-    optimizers = [node.obj for node in tracked.nodes if tracking.is_keras_optimizer(node.obj)]
+    optimizers = [node.obj for node in tracked.nodes if keras_objects.is_keras_optimizer(node.obj)]
     of_optimizers = {id(tracked.find(x)) for optimizer in optimizers for x in optimizer.variables}
     candidates = [
         node

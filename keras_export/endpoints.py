@@ -17,8 +17,8 @@ from keras_export import input_specs, keras_models
 from keras_export import tf_internals as tfi
 from keras_export.errors import ArgumentError, ArgumentTypeError, failure
 from keras_export.forward_traces import Forward
+from keras_export.keras_objects import is_keras_layer
 from keras_export.signatures import DEFAULT_KEY, checked_key
-from keras_export.tracking import is_keras_layer
 
 # tensorflow/core/example/feature.proto knows three types of values.
 _STORED_AS = {

@@ -25,10 +25,10 @@ from keras_export import (
     fingerprints,
     halves,
     held_values,
+    keras_objects,
     publishing,
     staleness,
     targets,
-    tracking,
     warmups,
 )
 from keras_export import signatures as signature_rules
@@ -223,7 +223,7 @@ class Exporter:
         _for_serving: bool = True,
         _early: early_writing.EarlyBundle | None = None,
     ):
-        is_model = tracking.is_keras_layer(obj)
+        is_model = keras_objects.is_keras_layer(obj)
         for_models = {
             "input_signature": input_signature is not None,
             "names": names != "layers",

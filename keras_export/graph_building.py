@@ -2,8 +2,8 @@
 
 In: the graph of a function that is being traced. Out: a scope in which its ops are made by fewer
 steps. The invariant: the graph is the one that TensorFlow makes. What follows from the kind of an
-op, its dtypes and its attributes is learned from the first one that TensorFlow makes, and where
-a scope of devices, control dependencies, gradients or the like is open, or anything is unusual,
+op, its dtypes and its attributes is learned from the first one that TensorFlow makes; where a scope
+of devices, control dependencies or the like is open, or anything is unusual,
 TensorFlow makes every one.
 
 Most of the time of a trace goes into Python that works all this out anew for each op.
@@ -201,6 +201,7 @@ class _Builder:
             captures = self._graph.function_captures
             known = captures.by_val_internal.get(id(tensor))
             if known is not None:
+                known._record_tape(tensor)  # a GradientTape may be open that was not before
                 return known
             if tensor.dtype == tf.resource and not tensor.is_packed and self._is_plain():
                 placeholder = self._placeholder_for(tensor)
@@ -211,6 +212,7 @@ class _Builder:
                     tracetype=tensor.__tf_tracing_type__(None),
                 )
                 self._graph.inputs.append(placeholder)
+                placeholder._record_tape(tensor)
                 return placeholder
         return self._capture(tensor, name, shape)
 
@@ -440,12 +442,12 @@ def _converted(inputs: Sequence[_Input], values: Sequence[Any]) -> list[Any] | N
 
 def _tensor_of(value: Any, item: _Input, dtype: Any) -> Any:
     if dtype is not None or not item.default or item.allowed is None:
-        return tf.convert_to_tensor(value, dtype=dtype, name=item.name)
+        return tfi.convert_to_tensor(value, dtype=dtype, name=item.name)
     with contextlib.suppress(TypeError):
-        tensor = tf.convert_to_tensor(value, name=item.name)
+        tensor = tfi.convert_to_tensor(value, name=item.name)
         if tensor.dtype in item.allowed:
             return tensor
-    return tf.convert_to_tensor(value, dtype_hint=item.default, name=item.name)
+    return tfi.convert_to_tensor(value, preferred_dtype=item.default, name=item.name)
 
 
 def _grouped(tensors: Sequence[Any], inputs: Sequence[_Input], lengths: Sequence[int]) -> list[Any]:

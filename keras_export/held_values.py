@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from keras_export import reading
 from keras_export import tf_internals as tfi
+from keras_export.checkpoint_keys import escape
 from keras_export.errors import ArgumentError, UnsupportedError, failure
-from keras_export.tracking import escape, path_text
+from keras_export.tracking import path_text
 from keras_export.variables import (
     OBJECT_GRAPH_KEY,
     CheckpointPlan,

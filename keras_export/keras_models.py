@@ -32,14 +32,9 @@ from keras_export.input_specs import (
     parameters_of,
     spec_of,
 )
+from keras_export.keras_objects import is_keras_layer
 from keras_export.signatures import SignatureOutput, named_outputs
-from keras_export.tracking import (
-    Node,
-    TrackedGraph,
-    is_keras_layer,
-    path_text,
-    unwrap_variable,
-)
+from keras_export.tracking import Node, TrackedGraph, path_text, unwrap_variable
 
 
 def is_keras_model(obj: Any) -> bool:

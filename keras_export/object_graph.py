@@ -18,10 +18,11 @@ from keras_export import tf_internals as tfi
 from keras_export.contents import Contents, PythonFunction
 from keras_export.errors import UnsupportedError
 from keras_export.functions import BoundFunction, CapturedTensor, Constant, FunctionLibrary
+from keras_export.keras_objects import Collection, is_keras_layer
 from keras_export.main_graph import variable_name
 from keras_export.resources import SaveRestore
 from keras_export.signatures import DEFAULT_ATTRIBUTE, DEFAULT_KEY, SignatureFunction
-from keras_export.tracking import Collection, Node, is_keras_layer, path_text
+from keras_export.tracking import Node, path_text
 from keras_export.variables import CheckpointPlan
 from keras_export.wrappers import keyword
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_export import substitution, tracking
+from keras_export import keras_objects, substitution
 from keras_export import tf_internals as tfi
 
 _THREAD = threading.local()
@@ -172,7 +172,7 @@ def _with_its_own_inputs(holder: Any) -> Callable[..., Any]:
 def _insisting_on_cudnn(objects: tuple[Any, ...]) -> list[Any]:
     found = {}
     for obj in objects:
-        for layer in obj._flatten_layers() if tracking.is_keras_layer(obj) else ():
+        for layer in obj._flatten_layers() if keras_objects.is_keras_layer(obj) else ():
             is_made_to_give_in = substitution.is_substituted(layer, "use_cudnn")
             if is_made_to_give_in or vars(layer).get("use_cudnn") is True:
                 found[id(layer)] = layer

@@ -14,10 +14,11 @@ from typing import Any
 import tensorflow as tf
 
 from keras_export import tf_internals as tfi
+from keras_export.checkpoint_keys import escape
 from keras_export.errors import UnsupportedError
 from keras_export.functions import BoundFunction, FunctionCollector
 from keras_export.held_values import prefixes_of
-from keras_export.tracking import Node, TrackedGraph, escape, path_text
+from keras_export.tracking import Node, TrackedGraph, path_text
 from keras_export.variables import RegisteredSaver, Source, saveables_of
 
 # Ops that make a table and are shared by name between functions and the main graph.

@@ -16,6 +16,7 @@ from keras_export import (
     forward_traces,
     functions,
     keras_models,
+    keras_objects,
     signatures,
     tracking,
     wrappers,
@@ -58,7 +59,9 @@ def find_signatures(request: ExportRequest, tracked: tracking.TrackedGraph) -> F
         return _serving_signatures(request)
     if request.signatures is not None:
         return _noted(Found(signatures.canonicalize(request.signatures)))
-    is_model = tracking.is_keras_layer(request.obj) and keras_models.is_keras_model(request.obj)
+    is_model = keras_objects.is_keras_layer(request.obj) and keras_models.is_keras_model(
+        request.obj
+    )
     search = signatures.find_signature(tracked)
     if search.signature is not None:
         found = {search.signature.key: search.signature}

@@ -22,7 +22,8 @@ from keras_export import structures
 from keras_export import tf_internals as tfi
 from keras_export.errors import ReservedNameError, SignatureError, failure
 from keras_export.functions import function_name
-from keras_export.tracking import Node, TrackedGraph, is_keras_layer, path_text
+from keras_export.keras_objects import is_keras_layer
+from keras_export.tracking import Node, TrackedGraph, path_text
 
 DEFAULT_KEY = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 

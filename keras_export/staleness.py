@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_export import keras_objects, tracking
 from keras_export import tf_internals as tfi
-from keras_export import tracking
 
 # Where a layer keeps the policy that its setter changes.
 _POLICY_ATTRIBUTE = "_dtype_policy"
@@ -47,7 +47,7 @@ class Stamp:
 
 
 def _parts(obj: Any, with_optimizer: bool) -> Iterator[Any]:
-    if not tracking.is_keras_layer(obj):
+    if not keras_objects.is_keras_layer(obj):
         yield from _with_attributes(tf.train.TrackableView(obj).descendants())
         return
     yield from _with_attributes(obj._flatten_layers())
@@ -74,7 +74,7 @@ def _held(obj: Any, attributes: dict[str, Any]) -> Iterator[Any]:
         yield policy
         if isinstance(policy, Mapping):
             yield from policy.values()
-    if tracking.is_keras_layer(obj):
+    if keras_objects.is_keras_layer(obj):
         for child in (attributes.get(_TRACKED_ATTRIBUTE) or {}).values():
             if tracking.kind_of(child) in ("variable", "resource"):
                 yield child
@@ -86,7 +86,7 @@ def _held(obj: Any, attributes: dict[str, Any]) -> Iterator[Any]:
 
 def _constants(obj: Any, attributes: dict[str, Any]) -> Iterator[Any]:
     # Most of what `adapt` learns is a number or a list, such as the boundaries of buckets.
-    if hasattr(type(obj), "adapt") and tracking.is_keras_layer(obj):
+    if hasattr(type(obj), "adapt") and keras_objects.is_keras_layer(obj):
         kinds: tuple[type, ...] = (*_CONSTANTS, list, tuple)
     elif _CONSTANTS.isdisjoint(map(type, attributes.values())):
         return

@@ -92,7 +92,12 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework.op_callbacks import should_invoke_op_callbacks as observes_ops
-from tensorflow.python.framework.ops import Operation, SymbolicTensor, get_default_graph
+from tensorflow.python.framework.ops import (
+    Operation,
+    SymbolicTensor,
+    convert_to_tensor,
+    get_default_graph,
+)
 
 # The type of tensors with a value; to ask a tensor for it would start TensorFlow's devices, which a
 # program may configure until then.

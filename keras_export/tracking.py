@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import sys
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -21,20 +19,21 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from keras_export import tf_internals as tfi
+from keras_export.checkpoint_keys import slot_variable_key
 from keras_export.errors import UninitializedError, UnsupportedError, failure
+from keras_export.keras_objects import (
+    Collection,
+    function_kind,
+    function_names,
+    is_keras_layer,
+    is_keras_optimizer,
+    is_keras_variable,
+    keras_collections,
+    keras_functions,
+    uses_keras,
+)
 
 Kind = Literal["variable", "asset", "resource", "function", "concrete_function", "object"]
-
-# Keras keeps its compiled step functions in these attributes; they are no part of a model.
-_KERAS_STEP_FUNCTIONS = frozenset({"train_function", "test_function", "predict_function"})
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A list or dict of trackables that Keras tracks but TensorFlow does not wrap."""
-
-    items: dict[str, Any]
-    identifier: Literal["trackable_list_wrapper", "trackable_dict_wrapper"]
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,6 @@ def unwrap_variable(obj: Any, path: tuple[str, ...] = ()) -> Any:
     return obj._value
 
 
-def is_keras_variable(obj: Any) -> bool:
-    """Whether `obj` is a `keras.Variable`, or what a layer of an older Keras holds."""
-    return _keras() is not None and isinstance(obj, tfi.keras_variable_class())
-
-
 class Listing:
     """What a checkpoint of each object holds, listed once; for as long as nothing is traced."""
 
@@ -247,7 +241,7 @@ def _checkpoint_children(obj: Any) -> Any:
 def _lists_what_it_was_assigned(cls: type) -> bool:
     """Whether no class but those of TensorFlow and Keras says what the children are."""
     usual = {tfi.Trackable, tfi.AutoTrackable}
-    if _keras() is not None:
+    if uses_keras():
         usual.add(tfi.keras_tensorflow_layer_class())
     return all(base in usual or _SAYS_CHILDREN.isdisjoint(vars(base)) for base in cls.__mro__)
 
@@ -275,53 +269,9 @@ def is_distributed(root: Any, listing: Listing | None = None) -> bool:
     return any(issubclass(cls, kinds) for cls in classes)
 
 
-def is_keras_layer(obj: Any) -> bool:
-    """Whether `obj` is a Keras 3 layer or model."""
-    return (keras := _keras()) is not None and isinstance(obj, keras.layers.Layer)
-
-
-def is_keras_optimizer(obj: Any) -> bool:
-    """Whether `obj` is a Keras 3 optimizer."""
-    return (keras := _keras()) is not None and isinstance(obj, keras.optimizers.Optimizer)
-
-
-def uses_keras() -> bool:
-    """Whether the program has imported Keras."""
-    return _keras() is not None
-
-
-_IMPORTED: list[Any] = []
-
-
-def _keras() -> Any:
-    # A program that never imported Keras holds no Keras object, and need not wait for the import.
-    if _IMPORTED:
-        return _IMPORTED[0]
-    module = sys.modules.get("keras")
-    if module is None or not hasattr(module, "optimizers"):  # while it is being imported
-        return None
-    _IMPORTED.append(module)
-    return module
-
-
-@functools.lru_cache(maxsize=1024)
-def _function_kind(cls: type) -> Literal["function", "concrete_function"] | None:
-    # These are abstract base classes, which take long to say that they do not know an object.
-    if issubclass(cls, tfi.PolymorphicFunction):
-        return "function"
-    return "concrete_function" if issubclass(cls, tfi.ConcreteFunction) else None
-
-
-@functools.lru_cache(maxsize=1024)
-def _has_no_functions(cls: type) -> bool:
-    # A proxy says of itself that it is of another class.
-    is_proxy = any("__class__" in vars(base) for base in cls.__mro__[:-1])
-    return not is_proxy and _function_kind(cls) is None
-
-
 def kind_of(obj: Any) -> Kind:
     """What a SavedModel stores `obj` as."""
-    if (function := _function_kind(obj.__class__)) is not None:
+    if (function := function_kind(obj.__class__)) is not None:
         return function
     if isinstance(obj, tf.saved_model.Asset):
         return "asset"
@@ -383,7 +333,7 @@ class _Walk:
         queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])
         while queue:
             path, obj = queue.popleft()
-            kind = _function_kind(obj.__class__)
+            kind = function_kind(obj.__class__)
             if id(obj) in seen or kind == "concrete_function":
                 continue
             seen[id(obj)] = obj
@@ -433,13 +383,13 @@ class _Walk:
         return known[1]
 
     def _list_checkpoint_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
-        if isinstance(obj, Collection) or _function_kind(obj.__class__):
+        if isinstance(obj, Collection) or function_kind(obj.__class__):
             return {}
         found = _list(obj, path, lambda: self._listing.children(obj))
         return {
             name: child
             for name, child in found.items()
-            if not _function_kind(child.__class__) and not self._exclude(child)
+            if not function_kind(child.__class__) and not self._exclude(child)
         }
 
     def saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
@@ -454,7 +404,7 @@ class _Walk:
     def _list_saved_model_children(self, obj: Any, path: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(obj, Collection):
             return obj.items
-        kind = _function_kind(obj.__class__)
+        kind = function_kind(obj.__class__)
         if kind == "function":
             # Named by the traces themselves in the artifact; listing them here traces the function.
             _list(obj, path, obj._list_all_concrete_functions_for_serialization)
@@ -464,8 +414,8 @@ class _Walk:
         if is_keras_layer(obj):
             names = self._function_names.get(type(obj))
             if names is None:
-                names = self._function_names[type(obj)] = _function_names(type(obj))
-            return {**_keras_functions(obj, names), **keras_collections(obj)}
+                names = self._function_names[type(obj)] = function_names(type(obj))
+            return {**keras_functions(obj, names), **keras_collections(obj)}
         cls: type = type(obj)
         own = getattr(obj, "__dict__", {})
         if _lists_the_same_for_both(cls) and "_trackable_children" not in own:
@@ -484,79 +434,6 @@ def _list(obj: Any, path: tuple[str, ...], lister: Callable[[], Any]) -> Any:
         raise UnsupportedError(
             f"Cannot export {path_text(path)} ({type(obj).__name__}): {error}"
         ) from error
-
-
-def _keras_functions(layer: Any, of_class: Iterable[str]) -> dict[str, Any]:
-    """The `tf.function`s that are methods or attributes of a Keras layer.
-
-    TensorFlow finds them by `dir()` and `getattr`, which runs every property of every layer.
-    """
-    names = dict.fromkeys(of_class)
-    attributes = vars(layer)
-    # A layer has dozens of attributes of a dozen classes.
-    if not all(map(_has_no_functions, set(map(type, attributes.values())))):
-        names.update(
-            (k, None) for k, value in attributes.items() if _function_kind(value.__class__)
-        )
-    return {
-        name: getattr(layer, name) for name in sorted(names) if name not in _KERAS_STEP_FUNCTIONS
-    }
-
-
-def _function_names(cls: type) -> list[str]:
-    # Most attributes are plain methods; others may give a function only when they are looked up.
-    names = {
-        name: None
-        for base in cls.__mro__
-        for name, value in vars(base).items()
-        if not isinstance(value, _NO_FUNCTIONS)
-    }
-    return [name for name in names if isinstance(getattr(cls, name, None), tfi.PolymorphicFunction)]
-
-
-_NO_FUNCTIONS = (types.FunctionType, property, str, int, float, dict, type(None))
-
-
-def keras_collections(layer: Any) -> dict[str, Collection]:
-    """The lists and dicts of layers or variables that Keras tracks and a checkpoint leaves out."""
-    found = {}
-    for name in getattr(layer, "_tracked", ()):
-        value = getattr(layer, name, None)
-        if not isinstance(value, _COLLECTIONS):
-            continue
-        # Most are empty, or hold what Keras notes of a call.
-        items = value.values() if isinstance(value, dict) else value
-        if not any(isinstance(item, _TRACKABLE) for item in items):
-            continue
-        collection = _as_trackable(value)
-        if isinstance(collection, Collection) and collection.items:
-            found[name] = collection
-    return found
-
-
-def _as_trackable(value: Any) -> Any:
-    """Lists, tuples, sets and dicts as `Collection`s of what is trackable in them."""
-    if isinstance(value, tfi.Trackable):
-        return value
-    if isinstance(value, dict):
-        return Collection(_trackable_items(value.items()), "trackable_dict_wrapper")
-    if isinstance(value, _CONTAINERS):
-        return Collection(_trackable_items(enumerate(value)), "trackable_list_wrapper")
-    return value
-
-
-_CONTAINERS = (list, tuple, set, frozenset)
-_COLLECTIONS = (dict, *_CONTAINERS)
-_TRACKABLE = (tfi.Trackable, *_COLLECTIONS)
-
-
-def _trackable_items(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    items = {}
-    for key, value in pairs:
-        found = _as_trackable(value)
-        if bool(found.items) if isinstance(found, Collection) else isinstance(found, tfi.Trackable):
-            items[str(key)] = found
-    return items
 
 
 def _add_keras_variable_lists(graph: TrackedGraph) -> None:
@@ -634,22 +511,3 @@ def _add_slot(graph: TrackedGraph, optimizer: Node, slot_name: str, variable: No
     node = graph._add(slot, (*variable.path, slot_name))
     node.slot_key = slot_variable_key(variable.path, optimizer.path, slot_name)
     optimizer.slots.append((slot_name, variable, node))
-
-
-def object_key(path: Iterable[str]) -> str:
-    """The checkpoint's name of an object: its path, with `.` as `..` and `/` as `.S`.
-
-    Source: tensorflow/core/protobuf/trackable_object_graph.proto and the keys that
-    `tf.train.Checkpoint` writes.
-    """
-    return "/".join(escape(name) for name in path)
-
-
-def slot_variable_key(variable: Iterable[str], optimizer: Iterable[str], slot_name: str) -> str:
-    """The checkpoint's name of a slot variable."""
-    return f"{object_key(variable)}/.OPTIMIZER_SLOT/{object_key(optimizer)}/{escape(slot_name)}"
-
-
-def escape(name: str) -> str:
-    """One component of a checkpoint key."""
-    return name.replace(".", "..").replace("/", ".S")

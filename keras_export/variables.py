@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from keras_export import reading
 from keras_export import tf_internals as tfi
+from keras_export.checkpoint_keys import escape, object_key
 from keras_export.errors import UninitializedError, UnsupportedError, failure
-from keras_export.tracking import Node, TrackedGraph, escape, object_key, path_text
+from keras_export.tracking import Node, TrackedGraph, path_text
 
 # The checkpoint's own object graph, by which Python restores: tensorflow/python/trackable/base.py
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"

@@ -319,6 +319,40 @@ def test_what_is_written_and_read_keeps_its_order(tmp_path: Path) -> None:
     assert found == [10.0, 21.0, 32.0]
 
 
+class Descending(keras.layers.Layer):
+    """Goes down the gradient of what it computes, by its input and by its variable."""
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(2,), initializer="ones", name="scale")
+        self.constant = tf.constant([3.0, 5.0])
+        self.large = tf.random.uniform([200, 2], seed=1)
+
+    def call(self, x: Any) -> Any:
+        for _ in range(2):
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(x)
+                tape.watch(self.constant)
+                tape.watch(self.large)
+                scaled = tf.reduce_sum(self.scale**2 * x**3) * tf.reduce_sum(self.constant**2)
+                loss = scaled * tf.reduce_sum(self.large**2)
+            sources = [x, self.scale.value, self.constant, self.large]
+            by_input, by_variable, *others = tape.gradient(loss, sources)
+            x = x - 1e-6 * by_input + 1e-6 * by_variable
+            x += sum(1e-7 * tf.reduce_sum(other, axis=0) for other in (others[0][None], others[1]))
+        return x
+
+
+def test_a_layer_that_asks_for_gradients_gets_those_of_the_live_call(tmp_path: Path) -> None:
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, Descending(name="y")(x))
+    ke.export(model, tmp_path)
+    value = tf.constant([[0.5, 2.0], [1.0, -1.0]])
+    served = tf.saved_model.load(tmp_path).signatures["serving_default"](x=value)["y"]
+    expected = model(value)
+    assert np.abs(expected - value).min() > 1e-3
+    np.testing.assert_allclose(served, expected, rtol=1e-6)
+
+
 def test_debug_information_has_the_lines_of_a_model_too(tmp_path: Path) -> None:
     options = ke.SaveOptions(save_debug_info=True)
     model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="y")])

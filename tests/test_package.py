@@ -27,6 +27,8 @@ _ORDER = [
     "errors",
     "digests",
     "structures",
+    "checkpoint_keys",
+    "keras_objects",
     "tracking",
     "substitution",
     "portability",

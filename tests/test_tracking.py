@@ -16,7 +16,7 @@ import tensorflow as tf
 from consumers import Consumers, assert_same
 
 import keras_export as ke
-from keras_export import tracking
+from keras_export import checkpoint_keys, keras_objects, tracking
 from keras_export.errors import UninitializedError, UnsupportedError
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -38,7 +38,7 @@ def keys(obj: Any) -> list[str]:
     """The checkpoint keys by our walk."""
     tracked = tracking.track(obj)
     return sorted(
-        (node.slot_key or tracking.object_key(node.path)) + VALUE
+        (node.slot_key or checkpoint_keys.object_key(node.path)) + VALUE
         for node in tracked.of_kind("variable")
     )
 
@@ -281,7 +281,7 @@ def test_a_path_reads_as_python() -> None:
 
 def test_what_is_excluded_is_left_out_with_all_below_it() -> None:
     model = nested_models()
-    tracked = tracking.track(model, exclude=tracking.is_keras_optimizer)
+    tracked = tracking.track(model, exclude=keras_objects.is_keras_optimizer)
     assert {node.path[0] for node in tracked.nodes if node.path} >= {"_operations"}
     assert not any("optimizer" in node.path for node in tracked.nodes)
     assert tracked.find(model.optimizer) is None
