@@ -112,10 +112,7 @@ def ratios(results: Mapping[str, Any]) -> Any:
     """How many times more others take than keras_export, by quantity and model."""
     quantities = [name for name in _QUANTITIES if name not in ("stall", "bytes on disk")]
     figure, axes = pyplot.subplots(
-        1,
-        len(quantities),
-        figsize=(12, 1.6 + 0.7 * len(results["models"])),
-        sharey=True,
+        1, len(quantities), figsize=(12, 1.6 + 0.7 * len(results["models"])), sharey=True,
         layout="constrained",
     )
     names = list(results["models"])
@@ -157,13 +154,8 @@ def growth(results: Mapping[str, Any]) -> Any:
             ]
             if points:
                 style = "--" if label == "trace" else "-"
-                axis.plot(
-                    *zip(*points, strict=True),
-                    style,
-                    marker="o",
-                    color=_COLORS[label],
-                    label="one trace" if label == "trace" else label,
-                )
+                axis.plot(*zip(*points, strict=True), style, marker="o", color=_COLORS[label],
+                          label="one trace" if label == "trace" else label)
         axis.set(xscale="log", yscale="log", xlabel=shown)
         sizes = [x["size"] for x in found]
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])

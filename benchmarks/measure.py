@@ -189,3 +189,4 @@ def peak_bytes() -> int:
 def slug(contender: str) -> str:
     """A contender's name as the name of a folder."""
     return contender.replace(".", "_")
+

@@ -34,7 +34,9 @@ def invoke(export_dir: str, key: str, inputs: Mapping[str, Any]) -> dict[str, An
     inputs = {**inspection.defaults_of(export_dir, key), **inputs}
     if set(inputs) != set(signature.inputs):
         raise ArgumentError(
-            failure(f"run {key!r}", f"the inputs {sorted(signature.inputs)}", f"{sorted(inputs)}")
+            failure(
+                f"run {key!r}", f"the inputs {sorted(signature.inputs)}", f"{sorted(inputs)}"
+            )
         )
     try:
         loaded = tf.saved_model.load(export_dir)
@@ -42,7 +44,9 @@ def invoke(export_dir: str, key: str, inputs: Mapping[str, Any]) -> dict[str, An
         fed = as_tensors(inputs, function.structured_input_signature[1])
         return {name: as_array(value) for name, value in sorted(function(**fed).items())}
     except (tf.errors.OpError, ValueError, KeyError) as error:
-        raise InvocationError(f"Cannot run {key!r} of {export_dir}: {first_line(error)}") from error
+        raise InvocationError(
+            f"Cannot run {key!r} of {export_dir}: {first_line(error)}"
+        ) from error
 
 
 def as_tensors(inputs: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, Any]:

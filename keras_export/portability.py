@@ -123,6 +123,8 @@ def _with_free_first(reshape: Callable[..., Any], x: Any, newshape: Any) -> Any:
         and newshape
         and isinstance(newshape[0], tf.Tensor)
         and getattr(_THREAD, "portable", False)
+        # What is made without a graph meanwhile, as when a layer is built, knows no ops.
+        and tf.is_symbolic_tensor(newshape[0])
         and isinstance(x, tf.Tensor)
         and _is_what_is_left(newshape[0], x, newshape[1:])
     ):
@@ -138,13 +140,12 @@ def _is_what_is_left(size: Any, tensor: Any, others: tuple[Any, ...]) -> bool:
     # An axis of no size leaves open how long the first one is.
     if not 0 < math.prod(others) == rest.num_elements() or min(others, default=1) < 0:
         return False
-    sizes = size.op.inputs[0].op if size.op.type == "StridedSlice" else None
-    return (
-        sizes is not None
-        and sizes.type == "Shape"
-        and sizes.inputs[0] is tensor
-        and tf.get_static_value(size.op.inputs[1]).tolist() == [0]
-    )
+    if size.shape.rank != 0 or size.op.type != "StridedSlice":
+        return False
+    sizes, begin = size.op.inputs[0].op, tf.get_static_value(size.op.inputs[1])
+    if sizes.type != "Shape" or sizes.inputs[0] is not tensor or begin is None:
+        return False  # it is of something else, or what it is of is known when it runs
+    return bool(begin == [0])
 
 
 def _converting_classes() -> list[type]:

@@ -110,8 +110,6 @@ _MESSAGES = {
     "Fingerprint": "saved_model_checksum=1:uint graph_def_program_hash=2:uint "
     "signature_def_hash=3:uint saved_object_graph_hash=4:uint checkpoint_hash=5:uint uuid=7:string",
 }
-
-
 def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3"

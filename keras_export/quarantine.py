@@ -34,7 +34,9 @@ _BYTES_PER_BYTE = 8
 _MAX_ANSWER_BYTES = 2048 * MEGABYTE
 _MAX_EXIT_CODE = 255
 _TOLD_BYTES = 4096
-_ERRORS: dict[str, type[ExportError]] = {x.__name__: x for x in (DamagedFileError, UnsafeFileError)}
+_ERRORS: dict[str, type[ExportError]] = {
+    x.__name__: x for x in (DamagedFileError, UnsafeFileError)
+}
 
 
 def examined(path: str, called: str, safe_mode: bool) -> SourceFile:

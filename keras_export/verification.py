@@ -237,7 +237,9 @@ class _Verification:
         info = inspection.inspect(self._path)
         _check_names(info, inputs, outputs)
         self._progress("running", 0, 1)
-        request = trial.Request(self._path, info.tags, info.signatures, inputs, outputs, rtol, atol)
+        request = trial.Request(
+            self._path, info.tags, info.signatures, inputs, outputs, rtol, atol
+        )
         outcome = self._run(request, timeout)
         if outcome is None:
             return
@@ -421,7 +423,9 @@ class _Verification:
             return
         for name in ("graph_def_program_hash", "signature_def_hash", "saved_object_graph_hash"):
             if name in found and int(stated.get(name, 0)) != found[name]:
-                self._add("wrong-fingerprint", _FINGERPRINT, f"its {name} is not that of the graph")
+                self._add(
+                    "wrong-fingerprint", _FINGERPRINT, f"its {name} is not that of the graph"
+                )
 
     def _add(self, kind: str, where: str, message: str) -> None:
         self._problems.append(Problem(kind, where, message))

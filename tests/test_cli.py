@@ -146,7 +146,9 @@ def test_bash_completes_commands_options_and_files(
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_get_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_shells_get_every_command(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--completion", shell])
     script = capsys.readouterr().out

@@ -204,5 +204,7 @@ def test_artifacts_are_compared_without_tensorflow(tmp_path: Path) -> None:
         "code = cli.main(['diff', *sys.argv[1:]])\n"
         "print('tensorflow' in sys.modules, code)"
     )
-    done: Any = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    done: Any = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "False 1", done.stderr

@@ -63,7 +63,9 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert message in error and len(error.splitlines()) == 1
 
 
-def test_defaults_and_strings_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_defaults_and_strings_are_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, twice = tf.Module(), tf.constant(2)
     module.f = tf.function(
         lambda word, times=twice: tf.strings.reduce_join(tf.repeat(word, times)),

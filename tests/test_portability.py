@@ -319,6 +319,7 @@ class Reshaped(keras.layers.Layer):
         ((2, 6), lambda x, sizes: (sizes[0] + 0, 12), False),
         ((2, 6), lambda x, sizes: (sizes[0] * 2, 6), False),
         ((2, 6), lambda x, sizes: (keras.ops.shape(x + 0.0)[0], 12), False),
+        ((2, 6), lambda x, sizes: (tf.shape(x)[tf.size(x) * 0], 12), False),
         ((2, 0), lambda x, sizes: (sizes[0], 0), False),
         ((None, 6), lambda x, sizes: (sizes[0], sizes[1], 6), False),
         ((None, 6), lambda x, sizes: (sizes[1], sizes[0], 6), False),
@@ -361,3 +362,10 @@ def test_another_thread_reshapes_as_always_while_one_is_traced() -> None:
         trace()
     assert "Pack" in seen[0]
     assert "Pack" not in seen[1]
+
+
+def test_a_reshape_without_a_graph_is_as_ever_while_one_is_traced() -> None:
+    value = tf.reshape(tf.range(12.0), (2, 6))
+    with portability.portable_kernels():
+        found = keras.ops.reshape(value, (tf.shape(value)[0], 3, 2))
+    np.testing.assert_array_equal(found, tf.reshape(value, (2, 3, 2)))

@@ -23,7 +23,7 @@ def test_examples_run_one_after_the_other_in_an_empty_folder(tmp_path: Path) -> 
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "(image: float32[?, 8, 8, 1]) -> (digit: float32[?, 10])" in done.stdout
+    assert '(image: float32[?, 8, 8, 1]) -> (digit: float32[?, 10])' in done.stdout
     assert (tmp_path / "models" / "digits").is_dir()
 
 

@@ -163,7 +163,9 @@ def test_a_model_returns_from_its_file(
 
 
 @pytest.mark.parametrize("kind", models(SAMPLED))
-def test_weights_return_from_their_file(kind: Kind, tmp_path: Path, consumers: Consumers) -> None:
+def test_weights_return_from_their_file(
+    kind: Kind, tmp_path: Path, consumers: Consumers
+) -> None:
     assert through_weights(kind, tmp_path, consumers) == "same"
 
 

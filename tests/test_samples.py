@@ -60,7 +60,7 @@ def test_arrays_are_read_by_name_or_for_the_only_input(tmp_path: Path) -> None:
 
 
 def test_columns_of_a_table_are_the_inputs_of_their_names(tmp_path: Path) -> None:
-    table = _file(tmp_path / "t.csv", 's,x_0,n,x_1\nbird,1,7,2\n"a,b",3,8,4.5\n')
+    table = _file(tmp_path / "t.csv", "s,x_0,n,x_1\nbird,1,7,2\n\"a,b\",3,8,4.5\n")
     found = samples.read_inputs([table], _SPECS)
     np.testing.assert_array_equal(found["x"], _ROWS)
     assert list(found["n"]) == [7, 8] and list(found["s"]) == [b"bird", b"a,b"]

@@ -59,31 +59,16 @@ def mlp():
 @model
 def activations():
     x = Input((6,), name="x")
-    names = [
-        "relu",
-        "tanh",
-        "sigmoid",
-        "hard_sigmoid",
-        "softplus",
-        "softsign",
-        "elu",
-        "linear",
-        "softmax",
-    ]
+    names = ["relu", "tanh", "sigmoid", "hard_sigmoid", "softplus", "softsign", "elu", "linear",
+             "softmax"]
     return Model(x, [L.Dense(3, activation=name)(x) for name in names]), [some(3, 6) * 3]
 
 
 @model
 def advanced_activations():
     x = Input((4, 5), name="x")
-    y = [
-        L.LeakyReLU(0.2)(x),
-        L.PReLU()(x),
-        L.ELU(0.7)(x),
-        L.ThresholdedReLU(0.3)(x),
-        L.ParametricSoftplus()(x),
-        L.SReLU()(x),
-    ]
+    y = [L.LeakyReLU(0.2)(x), L.PReLU()(x), L.ELU(0.7)(x), L.ThresholdedReLU(0.3)(x),
+         L.ParametricSoftplus()(x), L.SReLU()(x)]
     return Model(x, y), [some(2, 4, 5) * 4]
 
 
@@ -101,10 +86,8 @@ def noise():
 def merges():
     a, b = Input((4,), name="a"), Input((4,), name="b")
     modes = ["sum", "mul", "ave", "max", "concat", "dot", "cos"]
-    y = [
-        merge([a, b], mode=mode, dot_axes=1) if mode in ("dot", "cos") else merge([a, b], mode=mode)
-        for mode in modes
-    ]
+    y = [merge([a, b], mode=mode, dot_axes=1) if mode in ("dot", "cos") else
+         merge([a, b], mode=mode) for mode in modes]
     return Model([a, b], y), [some(3, 4), some(3, 4)]
 
 
@@ -169,8 +152,7 @@ def image_layers():
     y = L.BatchNormalization(axis=axis)(y)
     y = L.AveragePooling2D((2, 2), strides=(1, 1), border_mode="valid")(y)
     return Model(x, [L.GlobalMaxPooling2D()(y), L.GlobalAveragePooling2D()(y)]), [
-        some(2, *image(8, 8, 3))
-    ]
+        some(2, *image(8, 8, 3))]
 
 
 @model
@@ -192,8 +174,7 @@ def transposed():
 def separable():
     x = Input(image(6, 6, 2), name="x")
     return Model(x, L.Flatten()(L.SeparableConvolution2D(3, 3, 3, depth_multiplier=2)(x))), [
-        some(2, *image(6, 6, 2))
-    ]
+        some(2, *image(6, 6, 2))]
 
 
 @model
@@ -244,15 +225,10 @@ def residual():
 @model
 def recurrent():
     x = Input((5, 3), name="x")
-    y = [
-        L.LSTM(4)(x),
-        L.GRU(4)(x),
-        L.SimpleRNN(4)(x),
-        L.LSTM(4, consume_less="gpu", return_sequences=True)(x),
-        L.GRU(4, consume_less="gpu")(x),
-        L.LSTM(4, consume_less="mem", go_backwards=True)(x),
-        L.LSTM(4, dropout_W=0.2, dropout_U=0.1, inner_activation="sigmoid")(x),
-    ]
+    y = [L.LSTM(4)(x), L.GRU(4)(x), L.SimpleRNN(4)(x),
+         L.LSTM(4, consume_less="gpu", return_sequences=True)(x),
+         L.GRU(4, consume_less="gpu")(x), L.LSTM(4, consume_less="mem", go_backwards=True)(x),
+         L.LSTM(4, dropout_W=0.2, dropout_U=0.1, inner_activation="sigmoid")(x)]
     return Model(x, y), [some(2, 5, 3)]
 
 
@@ -272,10 +248,8 @@ def text():
 @model
 def bidirectional():
     x = Input((5, 3), name="x")
-    y = [
-        L.Bidirectional(L.LSTM(4, return_sequences=True), merge_mode=mode)(x)
-        for mode in ("concat", "sum", "mul", "ave")
-    ]
+    y = [L.Bidirectional(L.LSTM(4, return_sequences=True), merge_mode=mode)(x)
+         for mode in ("concat", "sum", "mul", "ave")]
     return Model(x, y + [L.Bidirectional(L.GRU(3))(x)]), [some(2, 5, 3)]
 
 
@@ -321,9 +295,7 @@ def nested_models():
     x, y = Input((4,), name="x"), Input((4,), name="y")
     one, two = base(x), base(y)
     return Model([x, y], [head(one), L.Dense(2)(merge([one, two], mode="concat"))]), [
-        some(3, 4),
-        some(3, 4),
-    ]
+        some(3, 4), some(3, 4)]
 
 
 @model
@@ -366,8 +338,7 @@ def with_lambda():
 def old_normalizations():
     x = Input((4,), name="x")
     return Model(x, [L.BatchNormalization(mode=0)(x), L.BatchNormalization(mode=2)(x)]), [
-        some(3, 4)
-    ]
+        some(3, 4)]
 
 
 def shake(m):
@@ -401,13 +372,8 @@ def main(folder, names):
             np.savez(os.path.join(folder, name + ".npz"), **arrays)
         except Exception as error:
             left_out[name] = "%s: %s" % (type(error).__name__, str(error)[:200])
-    print(
-        keras.__version__,
-        K.backend(),
-        len(BUILDERS) - len(left_out),
-        "written;",
-        json.dumps(left_out, indent=1),
-    )
+    print(keras.__version__, K.backend(), len(BUILDERS) - len(left_out), "written;",
+          json.dumps(left_out, indent=1))
 
 
 if __name__ == "__main__":

@@ -107,22 +107,8 @@ def input_dim():
 
 @model
 def all_activations():
-    names = [
-        "relu",
-        "tanh",
-        "sigmoid",
-        "hard_sigmoid",
-        "softplus",
-        "softsign",
-        "elu",
-        "selu",
-        "linear",
-        "softmax",
-        "exponential",
-        "swish",
-        "gelu",
-        "relu6",
-    ]
+    names = ["relu", "tanh", "sigmoid", "hard_sigmoid", "softplus", "softsign", "elu", "selu",
+             "linear", "softmax", "exponential", "swish", "gelu", "relu6"]
     x = Input((6,), name="x")
     ends = []
     for name in names:
@@ -135,13 +121,8 @@ def all_activations():
 @model
 def advanced_activations():
     x = Input((4, 5, 3), name="x")
-    y = [
-        L.LeakyReLU(0.2)(x),
-        L.PReLU()(x),
-        L.PReLU(shared_axes=[1, 2])(x),
-        L.ELU(0.7)(x),
-        L.ThresholdedReLU(0.3)(x),
-    ]
+    y = [L.LeakyReLU(0.2)(x), L.PReLU()(x), L.PReLU(shared_axes=[1, 2])(x), L.ELU(0.7)(x),
+         L.ThresholdedReLU(0.3)(x)]
     if hasattr(L, "Softmax"):
         y.append(L.Softmax(axis=1)(x))
     if hasattr(L, "ReLU"):
@@ -336,36 +317,27 @@ def normalizations():
 @model
 def recurrent():
     x = Input((5, 3), name="x")
-    y = [
-        L.LSTM(4)(x),
-        L.GRU(4)(x),
-        L.SimpleRNN(4)(x),
-        L.LSTM(4, implementation=2, go_backwards=True, return_sequences=True)(x),
-        L.LSTM(4, unroll=True, activation="relu", recurrent_activation="sigmoid")(x),
-        L.GRU(4, use_bias=False, recurrent_dropout=0.2, dropout=0.1)(x),
-        L.LSTM(4, unit_forget_bias=False, use_bias=False)(x),
-    ]
+    y = [L.LSTM(4)(x), L.GRU(4)(x), L.SimpleRNN(4)(x),
+         L.LSTM(4, implementation=2, go_backwards=True, return_sequences=True)(x),
+         L.LSTM(4, unroll=True, activation="relu", recurrent_activation="sigmoid")(x),
+         L.GRU(4, use_bias=False, recurrent_dropout=0.2, dropout=0.1)(x),
+         L.LSTM(4, unit_forget_bias=False, use_bias=False)(x)]
     return M.Model(x, y), [some(2, 5, 3)]
 
 
 @model
 def gru_after():
     x = Input((5, 3), name="x")
-    y = [
-        L.GRU(4, reset_after=True)(x),
-        L.GRU(4, reset_after=False)(x),
-        L.GRU(4, reset_after=True, recurrent_activation="sigmoid", return_sequences=True)(x),
-    ]
+    y = [L.GRU(4, reset_after=True)(x), L.GRU(4, reset_after=False)(x),
+         L.GRU(4, reset_after=True, recurrent_activation="sigmoid", return_sequences=True)(x)]
     return M.Model(x, y), [some(2, 5, 3)]
 
 
 @model
 def bidirectional():
     x = Input((5, 3), name="x")
-    y = [
-        L.Bidirectional(L.LSTM(4, return_sequences=True), merge_mode=mode)(x)
-        for mode in ("concat", "sum", "mul", "ave")
-    ]
+    y = [L.Bidirectional(L.LSTM(4, return_sequences=True), merge_mode=mode)(x)
+         for mode in ("concat", "sum", "mul", "ave")]
     both = L.Bidirectional(L.GRU(3), merge_mode=None)(x)
     return M.Model(x, y + list(both)), [some(2, 5, 3)]
 
@@ -418,9 +390,8 @@ def masked():
 
 @model
 def time_distributed():
-    inner = M.Sequential(
-        [L.Conv2D(3, 2, input_shape=(5, 5, 2)), L.BatchNormalization(), L.Flatten()]
-    )
+    inner = M.Sequential([L.Conv2D(3, 2, input_shape=(5, 5, 2)), L.BatchNormalization(),
+                          L.Flatten()])
     x = Input((4, 5, 5, 2), name="x")
     y = L.TimeDistributed(inner)(x)
     z = L.TimeDistributed(L.Conv2D(2, 3), name="td")(x)
@@ -442,8 +413,7 @@ def encoder_decoder():
     x, y = Input((None, 3), name="source"), Input((None, 4), name="target")
     _, h, c = L.LSTM(5, return_state=True, name="encoder")(x)
     z, _, _ = L.LSTM(5, return_sequences=True, return_state=True, name="decoder")(
-        y, initial_state=[h, c]
-    )
+        y, initial_state=[h, c])
     m = M.Model([x, y], L.Dense(4, activation="softmax", name="out")(z))
     m.compile("rmsprop", "categorical_crossentropy")
     return m, [some(2, 5, 3), some(2, 6, 4)]
@@ -512,9 +482,7 @@ def nested_models():
     x, y = Input((4,), name="x"), Input((4,), name="y")
     one, two = base(x), base(y)
     return M.Model([x, y], [head(one), L.Dense(2)(L.concatenate([one, two]))]), [
-        some(3, 4),
-        some(3, 4),
-    ]
+        some(3, 4), some(3, 4)]
 
 
 @model
@@ -529,15 +497,8 @@ def models_in_a_sequential():
 
 @model
 def fine_tuned():
-    base = M.Sequential(
-        [
-            L.Conv2D(3, 3, input_shape=(6, 6, 2)),
-            L.BatchNormalization(),
-            L.Conv2D(3, 2),
-            L.BatchNormalization(),
-        ],
-        name="backbone",
-    )
+    base = M.Sequential([L.Conv2D(3, 3, input_shape=(6, 6, 2)), L.BatchNormalization(),
+                         L.Conv2D(3, 2), L.BatchNormalization()], name="backbone")
     for part in base.layers[:2]:
         part.trainable = False
     m = M.Sequential([base, L.Flatten(), L.Dense(2)])
@@ -585,14 +546,10 @@ def several_inputs_and_outputs():
     b = Input((3,), name="aux_input")
     y = L.concatenate([y, b])
     y = L.Dense(6, activation="relu")(y)
-    m = M.Model(
-        inputs=[a, b], outputs=[L.Dense(1, activation="sigmoid", name="main_output")(y), first]
-    )
-    m.compile(
-        "rmsprop",
-        {"main_output": "binary_crossentropy", "aux_output": "mse"},
-        loss_weights={"main_output": 1.0, "aux_output": 0.2},
-    )
+    m = M.Model(inputs=[a, b], outputs=[L.Dense(1, activation="sigmoid", name="main_output")(y),
+                                        first])
+    m.compile("rmsprop", {"main_output": "binary_crossentropy", "aux_output": "mse"},
+              loss_weights={"main_output": 1.0, "aux_output": 0.2})
     return m, [ids(10, 2, 7).astype("int32"), some(2, 3)]
 
 
@@ -714,9 +671,7 @@ def matrix_factorization():
     u, v = L.Embedding(9, 4)(a), L.Embedding(8, 4)(b)
     y = L.Flatten()(L.dot([u, v], axes=2))
     return M.Model([a, b], L.add([y, L.Flatten()(L.Embedding(9, 1)(a))])), [
-        ids(9, 5, 1),
-        ids(8, 5, 1),
-    ]
+        ids(9, 5, 1), ids(8, 5, 1)]
 
 
 @model
@@ -838,8 +793,7 @@ def transformer():
 def cross_attention():
     q, v = Input((3, 4), name="q"), Input((5, 4), name="v")
     y, s = L.MultiHeadAttention(2, 4, value_dim=3, output_shape=5)(
-        q, v, return_attention_scores=True
-    )
+        q, v, return_attention_scores=True)
     z = L.MultiHeadAttention(2, 4, use_bias=False)(query=q, value=v, key=v)
     return M.Model([q, v], [y, s, z]), [some(2, 3, 4), some(2, 5, 4)]
 
@@ -864,7 +818,8 @@ def newest_layers():
 @model
 def layer_normalization():
     x = Input((4, 6), name="x")
-    return M.Model(x, [L.LayerNormalization()(x), L.LayerNormalization(axis=1)(x)]), [some(2, 4, 6)]
+    return M.Model(x, [L.LayerNormalization()(x), L.LayerNormalization(axis=1)(x)]), [
+        some(2, 4, 6)]
 
 
 @model
@@ -935,9 +890,7 @@ def dict_of_inputs():
     a, b = Input((3,), name="a"), Input((3,), name="b")
     y = L.Dense(2, name="y")(L.add([a, b]))
     return M.Model({"first": a, "second": b}, {"result": y, "sum": L.Dense(1, name="s")(y)}), {
-        "first": some(2, 3),
-        "second": some(2, 3),
-    }
+        "first": some(2, 3), "second": some(2, 3)}
 
 
 @model
