@@ -72,10 +72,10 @@ in the same process."""
 
 
 def _tables(results: Mapping[str, Any]) -> Iterator[Rows]:
-    # What was kept of an earlier run says so.
     for name, measured in results["models"].items():
         millions = measured["parameters"] / 1e6
         title = f"{name}: {millions:.1f} M parameters, {measured['variables']} variables"
+        # What was kept of an earlier run says so.
         title += f" ({measured['of']})" if "of" in measured else ""
         yield Rows(title, _COLUMNS, list(_model_rows(measured["series"])))
         yield Rows(f"{name}: parts", ("", "median"), list(_part_rows(measured["series"])))

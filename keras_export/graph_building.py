@@ -3,8 +3,8 @@
 In: the graph of a function that is being traced. Out: a scope in which its ops are made by fewer
 steps. The invariant: the graph is the one that TensorFlow makes. What follows from the kind of an
 op, its dtypes and its attributes is learned from the first one that TensorFlow makes; where a scope
-of devices, control dependencies or the like is open, or anything is unusual,
-TensorFlow makes every one.
+of devices, control dependencies or the like is open, or anything is unusual, TensorFlow makes every
+one.
 
 Most of the time of a trace goes into Python that works all this out anew for each op.
 """

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any
 
-from keras_export import endpoints, keras_objects, tracking, variables
+from keras_export import endpoints, tracking, variables
 from keras_export import tf_internals as tfi
 from keras_export.export_requests import ExportRequest
+from keras_export.keras_objects import is_keras_layer, is_keras_optimizer
 from keras_export.signatures import SignatureFunction
 
 # What the loaded object of a model has beside its endpoints.
@@ -29,7 +30,7 @@ def track(
     def exclude(child: Any) -> bool:
         if isinstance(child, tfi.SignatureMap) or id(child) in idle:
             return True
-        return leave_optimizer and keras_objects.is_keras_optimizer(child)
+        return leave_optimizer and is_keras_optimizer(child)
 
     uses = endpoints.used_by(request.signatures) if request.for_serving else {}
     tracked = tracking.track(request.obj, exclude, uses, listing)
@@ -83,9 +84,7 @@ def _keras_scaffolding(tracked: tracking.TrackedGraph) -> set[int]:
     own: set[int] = set()
     others: set[int] = set()
     for node in tracked.nodes:
-        of_keras = keras_objects.is_keras_layer(node.obj) or keras_objects.is_keras_optimizer(
-            node.obj
-        )
+        of_keras = is_keras_layer(node.obj) or is_keras_optimizer(node.obj)
         for name, child in node.children.items():
             if isinstance(child.obj, tfi.TrackableDataStructure) and not child.children:
                 (own if of_keras and name.startswith("_") else others).add(id(child))
